@@ -1,0 +1,1132 @@
+"""Run batches of Ecwid REST calls: nothing lost, nothing run twice.
+
+    from ecwid_batch import Batch, BatchRequest, EcwidClient
+
+    client = EcwidClient.from_env()                      # ECWID_STORE_ID and ECWID_TOKEN
+    status = client.run(Batch([
+        BatchRequest.get("/orders", {"limit": 1, "email": "buyer@example.com"}),
+        BatchRequest.put("/products/42", {"price": 19.99}),
+    ]))
+    for response in status:                              # one for every request, in their order
+        print(response.request.path, response.http_status_code, response.body)
+
+Any number of requests, from any iterable, in flat memory: `for response in client.stream(requests): ...`.
+
+The promises:
+
+- One response per request, in the order of the requests. What Ecwid did not run is one too: NOT_EXECUTED.
+- Exactly once. A batch carries a deduplication key, so a submission whose outcome is unknown is sent again and still
+  runs once. An error carries the key and the tickets: with them this program, or the next one, goes on.
+- What the caller can see is wrong is a ValueError or TypeError before anything is sent; all else is an EcwidError.
+- The token goes to Ecwid and nowhere else: to no redirect, log, message or repr.
+
+One file, standard library only, Python 3.8 and later. "Reference" below is Ecwid's REST API reference, its pages
+"Create batch request", "Get batch request status", "Cancel batch group", "Delete batch request" and "Errors".
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import email.utils
+import functools
+import http.client
+import itertools
+import json
+import math
+import os
+import random
+import re
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zlib
+
+TYPE_CHECKING = False  # as in typing, which costs a cold start too much; so do logging, threading, uuid, argparse
+if TYPE_CHECKING:
+    import logging
+    from typing import Any, Callable, Iterable, Iterator, Mapping, NoReturn, Optional, TypeVar
+
+    T = TypeVar("T")
+    Params = Optional[Mapping[str, Any]]
+    OnProgress = Optional[Callable[["BatchStatus"], object]]
+
+__version__ = "1.0.0"
+
+__all__ = ["BatchRequest", "Batch", "BatchResponse", "BatchStatus"]
+__all__ += ["EcwidError", "ApiError", "RateLimitError", "TransportError", "InvalidResponseError"]
+__all__ += ["BatchTimeoutError", "BatchFailedError", "EcwidClient"]
+
+
+# --- Requests and batches --------------------------------------------------------------------------------------------
+
+_MAX_REQUESTS = 500  # of one batch; reference: "Create batch request"
+_METHODS = ("GET", "POST", "PUT", "DELETE")
+_PLAIN_PATH = re.compile("(?:/[A-Za-z0-9_-]+)+").fullmatch  # most paths: nothing in them to check or to encode
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchRequest:
+    """One REST call of a batch.
+
+    method  "GET", "POST", "PUT" or "DELETE"
+    path    relative to the store, with its query if there is one: "/orders?limit=1". Spaces and non-ASCII characters
+            are percent-encoded; what is encoded already stays
+    body    what JSON can hold, and Decimal; None sends no body. No binary data: a file or image goes as a URL in the
+            externalUrl parameter of the call
+    id      tells the responses apart; None: the batch gives one
+
+    `get`, `post`, `put` and `delete` make one with `params` as its query: None is left out, a bool is "true" or
+    "false", a list is joined with commas, all is percent-encoded.
+    ValueError and TypeError say how to write it right. Reference: "Create batch request", Request JSON.
+    """
+
+    method: str
+    path: str
+    body: Any = None
+    id: str | None = None
+
+    def __init__(self, method: str, path: str, body: Any = None, id: str | None = None) -> None:
+        if method not in _METHODS:
+            raise ValueError(f"method must be one of {', '.join(_METHODS)}, not {method!r}")
+        if not isinstance(path, str):
+            raise TypeError(f"path must be a str such as '/products', not {type(path).__name__}")
+        if not _PLAIN_PATH(path):
+            path = _encoded_path(path)
+        if id is not None:
+            _check_text("id", id)
+        vars(self).update(method=method, path=path, body=body, id=id)  # the way in past `frozen`
+
+    @classmethod
+    def get(cls, path: str, params: Params = None, *, id: str | None = None) -> BatchRequest:
+        return cls("GET", _with_params(path, params), None, id)
+
+    @classmethod
+    def post(cls, path: str, body: Any = None, params: Params = None, *, id: str | None = None) -> BatchRequest:
+        return cls("POST", _with_params(path, params), body, id)
+
+    @classmethod
+    def put(cls, path: str, body: Any = None, params: Params = None, *, id: str | None = None) -> BatchRequest:
+        return cls("PUT", _with_params(path, params), body, id)
+
+    @classmethod
+    def delete(cls, path: str, params: Params = None, *, id: str | None = None) -> BatchRequest:
+        return cls("DELETE", _with_params(path, params), None, id)
+
+    @classmethod
+    def _from_json(cls, item: Any, where: str) -> BatchRequest:
+        """The request that parsed JSON describes; `where` it stands goes into the error."""
+        if not isinstance(item, dict):
+            raise ValueError(f"{where} must be an object with method and path, not {type(item).__name__}")
+        unknown = item.keys() - {"id", "path", "method", "body"}
+        if unknown or not item.keys() >= {"path", "method"}:
+            problem = f"unknown field {min(unknown)!r}" if unknown else "method and path are required"
+            raise ValueError(f"{where}: {problem}; the fields are id, path, method, body")
+        try:
+            return cls(**item)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from None
+
+    def _with_id(self, id: str) -> BatchRequest:
+        copy = object.__new__(type(self))  # not dataclasses.replace, which would check all over again
+        vars(copy).update(vars(self), id=id)
+        return copy
+
+
+def _encoded_path(path: str) -> str:
+    """The path, percent-encoded; ValueError if it could lead out of the store or holds what a path must not."""
+    route, _, query = path.partition("?")
+    if re.search("(?:^|&)token=", query):
+        raise ValueError("path must not hold a token: the client sends its own in a header")  # and is not shown
+    if not path.startswith("/") or path.startswith("//"):
+        raise ValueError(f"path must be like '/orders', without https://.../api/v3/{{storeId}}: {path!r}")
+    if "#" in path:
+        raise ValueError(f"path must not have a fragment; a '#' that is meant is written %23: {path!r}")
+    if re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", path):
+        raise ValueError(f"path must not hold control characters or lone surrogates; percent-encode them: {path!r}")
+    plain = route
+    while plain != (plain := urllib.parse.unquote(plain)):  # %2e%2e, and %252e%252e for a server that decodes twice
+        pass
+    if any(segment.partition(";")[0].strip() == ".." for segment in re.split(r"[/\\]", plain)):
+        raise ValueError(f"path must stay inside the store, without a '..' segment: {path!r}")
+    path = re.sub("%(?![0-9A-Fa-f]{2})", "%25", path)
+    return urllib.parse.quote(path, safe="/?%:@!$&'()*+,;=")
+
+
+def _with_params(path: str, params: Params) -> str:
+    if params is None:
+        return path
+    pairs = []
+    for name, value in params.items():
+        _check_text("the name of a parameter", name)
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if value is not None:
+            texts = [urllib.parse.quote(_text(name, item), safe="") for item in values]
+            pairs.append(f"{urllib.parse.quote(name, safe='')}={','.join(texts)}")
+    return path + ("&" if "?" in path else "?") + "&".join(pairs) if pairs else path
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None or hasattr(value, "__iter__") and not isinstance(value, str):
+        raise TypeError(f"parameter {name} must be text, a number, a bool or a list of them, not {value!r}")
+    return str(value)
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+    if not value:
+        raise ValueError(f"{name} must not be empty")
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """1 to 500 requests, and how Ecwid shall run them.
+
+    requests               any iterable of BatchRequest; a missing id is given by position, from "000001" on
+    allow_parallel_mode    True: up to 100 at once. Ecwid's default: one after another
+    stop_on_first_failure  False: go on after a failure; a request that met a 5XX is tried 5 times, 3 s apart.
+                           Ecwid's default: the first failure ends the batch, the rest is NOT_EXECUTED
+    deduplication_key      a UUID: batches with one key are one batch, for an hour. "new" makes one; None sends none, and
+                           then only a submission that surely did not run is tried again
+    group_id               a name by which to cancel the batch
+
+    None leaves an option to Ecwid. A batch is a snapshot: its JSON is made here, once. ValueError and TypeError name
+    the request that is wrong. Reference: "Create batch request", Query params.
+    """
+
+    requests: tuple[BatchRequest, ...]
+    allow_parallel_mode: bool | None
+    stop_on_first_failure: bool | None
+    deduplication_key: str | None
+    group_id: str | None
+
+    def __init__(
+        self, requests: Iterable[BatchRequest], *, allow_parallel_mode: bool | None = None,
+        stop_on_first_failure: bool | None = None, deduplication_key: str | None = "new", group_id: str | None = None,
+    ) -> None:
+        for flag in (allow_parallel_mode, stop_on_first_failure):
+            if flag is not None and not isinstance(flag, bool):
+                raise TypeError(f"allow_parallel_mode and stop_on_first_failure must be a bool or None, not {flag!r}")
+        if group_id is not None:
+            _check_text("group_id", group_id)
+        named = _with_ids(tuple(itertools.islice(requests, _MAX_REQUESTS + 1)))
+        vars(self).update(
+            requests=named, allow_parallel_mode=allow_parallel_mode, stop_on_first_failure=stop_on_first_failure,
+            deduplication_key=_checked_key(deduplication_key), group_id=group_id, _json=_serialized(named),
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes, **options: Any) -> Batch:
+        """The batch of a JSON array as in the reference; `options` as of Batch. ValueError says where it is wrong."""
+        items = _parsed(text, "the batch")
+        if not isinstance(items, list):
+            raise ValueError(f"the batch must be a JSON array of requests, not {type(items).__name__}")
+        return cls([BatchRequest._from_json(item, f"request {n}") for n, item in enumerate(items, 1)], **options)
+
+    @classmethod
+    def split(cls, requests: Iterable[BatchRequest], **options: Any) -> Iterator[Batch]:
+        """Batches of up to 500 from any iterable, read as they are asked for; `options` as of Batch.
+
+        Each has a key of its own, made of `deduplication_key`, its position and its content (UUID 5): the same input
+        under the same key gives the same batches again, and no two share one.
+        """
+        key = _checked_key(options.pop("deduplication_key", "new"))
+        source = iter(requests)
+        chunks = iter(lambda: list(itertools.islice(source, _MAX_REQUESTS)), [])
+        return (cls._part(chunk, key, str(number), options) for number, chunk in enumerate(chunks, 1))
+
+    @classmethod
+    def _part(cls, requests: list[BatchRequest], base_key: str | None, place: str, options: dict[str, Any]) -> Batch:
+        batch = cls(requests, deduplication_key=None, **options)
+        if base_key is not None:
+            import uuid
+
+            key = uuid.uuid5(uuid.UUID(base_key), f"{place}:{batch.to_json().decode()}")
+            vars(batch)["deduplication_key"] = str(key)
+        return batch
+
+    def _only(self, ids: set[str]) -> list[BatchRequest]:
+        """Some of the requests, as they were when the batch was made, whatever became of their bodies since."""
+        from decimal import Decimal
+
+        return [BatchRequest(**row) for row in json.loads(self.to_json(), parse_float=Decimal) if row["id"] in ids]
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The query parameters that will be sent."""
+        options = {
+            "allowParallelMode": self.allow_parallel_mode, "stopOnFirstFailure": self.stop_on_first_failure,
+            "deduplicationKey": self.deduplication_key, "groupId": self.group_id,
+        }
+        return {name: _text(name, value) for name, value in options.items() if value is not None}
+
+    def to_json(self) -> bytes:
+        """The body that will be sent: a JSON array."""
+        json_array: bytes = vars(self)["_json"]
+        return json_array
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        return iter(self.requests)
+
+
+def _with_ids(requests: tuple[BatchRequest, ...]) -> tuple[BatchRequest, ...]:
+    if not 1 <= len(requests) <= _MAX_REQUESTS:
+        found = "more" if requests else "none"
+        raise ValueError(f"a batch holds 1 to {_MAX_REQUESTS} requests, not {found}; Batch.split takes any number")
+    for position, request in enumerate(requests, 1):
+        if not isinstance(request, BatchRequest):
+            kind = type(request).__name__
+            raise TypeError(f"request {position} must be a BatchRequest, not {kind}; Batch.from_json reads JSON")
+    taken = collections.Counter(request.id for request in requests if request.id is not None)
+    for id, times in taken.items():
+        if times > 1:
+            raise ValueError(f"request id {id!r} is repeated; only its id tells a response from the others")
+    named = []
+    for position, request in enumerate(requests, 1):
+        if request.id is None:
+            id = f"{position:06d}"
+            while id in taken:
+                position += 1
+                id = f"{position:06d}"
+            taken[id] = 1
+            request = request._with_id(id)
+        named.append(request)
+    return tuple(named)
+
+
+def _checked_key(key: str | None) -> str | None:
+    if key is None:
+        return None
+    import uuid
+
+    try:
+        return str(uuid.uuid4() if key == "new" else uuid.UUID(str(key)))
+    except ValueError:
+        raise ValueError(f"deduplication_key must be a UUID such as {uuid.uuid4()}, not {key!r}") from None
+
+
+_DECIMAL = f"decimal {os.urandom(16).hex()} "  # marks a Decimal till its quotes are off; nothing else begins like it
+
+
+def _serialized(requests: tuple[BatchRequest, ...]) -> bytes:
+    items = [{name: value for name, value in vars(request).items() if value is not None} for request in requests]
+    try:
+        text = json.dumps(items, allow_nan=False, default=_json_default)
+    except (TypeError, ValueError, RecursionError) as error:
+        for request in requests if len(requests) > 1 else ():
+            _serialized((request,))  # raises at the one that it is
+        culprit, kind = requests[0], TypeError if isinstance(error, TypeError) else ValueError
+        name = f"request {culprit.id} ({culprit.method} {culprit.path})"
+        raise kind(f"{name}: JSON cannot hold its body: {error}") from None
+    return (re.sub(f'"{_DECIMAL}([^"]+)"', r"\1", text) if _DECIMAL in text else text).encode()
+
+
+def _json_default(value: object) -> str:
+    from decimal import Decimal
+
+    if isinstance(value, Decimal) and value.is_finite():
+        return f"{_DECIMAL}{value}"
+    if isinstance(value, Decimal):
+        raise ValueError(f"{value} is no number there")
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raise TypeError("no bytes; name a URL in the externalUrl parameter of the call instead")
+    raise TypeError(f"no {type(value).__name__}")
+
+
+def _not_json(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number there")
+
+
+_decode = json.JSONDecoder(parse_constant=_not_json).decode  # json.loads, but for its NaN and Infinity
+
+
+def _parsed(text: str | bytes | bytearray, what: str) -> Any:
+    """The value of a JSON text, or a ValueError of one line."""
+    try:
+        return _decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{what} is not UTF-8 text") from None
+    except RecursionError:
+        raise ValueError(f"{what} is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{what} is not JSON: {error}") from None
+
+
+# --- Responses and statuses ------------------------------------------------------------------------------------------
+
+_STATUSES = ("QUEUED", "IN_PROGRESS", "COMPLETED")
+_TEXT, _NUMBER = (str, type(None)), (int, type(None))
+_LEFT_OUT = "Ecwid sent no response for this request"
+_NEVER_SENT = "not submitted, since an earlier request failed"
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchResponse:
+    """What became of one request.
+
+    id                 as the request's
+    status             "COMPLETED", "FAILED" (its HTTP status was not 200) or "NOT_EXECUTED"
+    http_status_code   None where there is none
+    http_status_line   the reason; of a failed request, its error message
+    http_body, escaped_http_body   as Ecwid sends them, one or the other; `body` reads both
+    request            the BatchRequest; always there from `run` and `stream`
+
+    Reference: "Get batch request status", responses.
+    """
+
+    id: str | None
+    status: str
+    http_status_code: int | None = None
+    http_status_line: str | None = None
+    http_body: Any = None
+    escaped_http_body: str | None = None
+    request: BatchRequest | None = None
+
+    @functools.cached_property
+    def body(self) -> Any:
+        """The answer's JSON, parsed when first looked at; its text if it is not JSON; None if there is none."""
+        if self.escaped_http_body is None:
+            return self.http_body
+        try:
+            return _decode(self.escaped_http_body)
+        except (ValueError, RecursionError):
+            return self.escaped_http_body
+
+    @property
+    def ok(self) -> bool:
+        """Whether the request ran and succeeded."""
+        return self.status == "COMPLETED"
+
+    @property
+    def error_message(self) -> str | None:
+        """Why the request failed or did not run; None if it succeeded."""
+        return None if self.ok else _error_fields(self.body)[0] or self.http_status_line or self.status
+
+    @property
+    def error_code(self) -> str | None:
+        """Ecwid's code for it, such as "WRONG_PARAMETER", or None."""
+        return None if self.ok else _error_fields(self.body)[1]
+
+    @property
+    def retryable(self) -> bool:
+        """Whether asking again can help and cannot do harm: after a 408 or 429, after a 5XX of a GET, PUT or DELETE,
+        and if it was not executed (but for a POST that Ecwid sent no response for: it may have run)."""
+        method = self.request.method if self.request else None
+        if self.status == "NOT_EXECUTED":
+            return self.http_status_line != _LEFT_OUT or method != "POST"
+        code = self.http_status_code or 0
+        return not self.ok and (code in (408, 429) or code >= 500 and method in ("GET", "PUT", "DELETE"))
+
+    @classmethod
+    def _from_dict(cls, row: Any) -> BatchResponse:
+        if type(row) is not dict:
+            raise InvalidResponseError(f"a response of the batch is no object but {type(row).__name__}")
+        get = row.get
+        id, status, line, escaped = get("id"), get("status"), get("httpStatusLine"), get("escapedHttpBody")
+        code = get("httpStatusCode", get("httpCode"))  # httpCode: so in an example of the older reference
+        if type(status) is not str or type(code) not in _NUMBER:
+            raise InvalidResponseError("a response of the batch has no status, or a httpStatusCode that is no number")
+        if type(id) not in _TEXT or type(line) not in _TEXT or type(escaped) not in _TEXT:
+            raise InvalidResponseError("a response of the batch has an id, httpStatusLine or body that is no text")
+        if status == "COMPLETED" and code is None:
+            status = "NOT_EXECUTED"  # "Cancel batch group": what had not run counts as COMPLETED and never runs
+        return cls(id, status, code, line, get("httpBody"), escaped)
+
+    def _to_dict(self) -> dict[str, Any]:
+        row = {
+            "id": self.id, "status": self.status, "httpStatusCode": self.http_status_code,
+            "httpStatusLine": self.http_status_line, "httpBody": self.http_body,
+            "escapedHttpBody": self.escaped_http_body,
+        }
+        return {name: value for name, value in row.items() if value is not None}
+
+
+def _error_fields(body: Any) -> tuple[str | None, str | None]:
+    """Message and code of an error answer; the older reference has error_message in an example."""
+    fields = body if isinstance(body, dict) else {}
+    message, code = fields.get("errorMessage", fields.get("error_message")), fields.get("errorCode")
+    return message if isinstance(message, str) else None, code if isinstance(code, str) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchStatus:
+    """How far a batch is: "QUEUED", "IN_PROGRESS" or "COMPLETED" (all that will run has run), and its responses, where
+    they were asked for. Iteration, len() and status["000001"] (or KeyError) are about the responses.
+
+    Reference: "Get batch request status".
+    """
+
+    ticket: str | None
+    status: str
+    total_requests: int = 0
+    completed_requests: int = 0
+    responses: tuple[BatchResponse, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> BatchStatus:
+        """Read an answer of the API as it is, or what `to_dict` gave. InvalidResponseError if it is neither."""
+        if not isinstance(data, dict):
+            raise InvalidResponseError(f"a batch status must be an object, not {type(data).__name__}")
+        ticket, rows = data.get("ticket"), data.get("responses")
+        counts = data.get("totalRequests", 0), data.get("completedRequests", 0)
+        if data.get("status") not in _STATUSES:
+            raise InvalidResponseError(f"the status of a batch must be one of {', '.join(_STATUSES)}")
+        if any(type(count) is not int or count < 0 for count in counts):
+            raise InvalidResponseError("totalRequests and completedRequests of a batch must be counts")
+        if type(ticket) not in _TEXT or not (rows is None or isinstance(rows, list)):
+            raise InvalidResponseError("the ticket of a batch must be text, its responses an array")
+        return cls(ticket, data["status"], *counts, tuple(map(BatchResponse._from_dict, rows or ())))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The status in the API's own field names, with the ticket: JSON can hold it, `from_dict` reads it back."""
+        fields: dict[str, Any] = {
+            "ticket": self.ticket, "status": self.status,
+            "totalRequests": self.total_requests, "completedRequests": self.completed_requests,
+        }
+        if self.responses:
+            fields["responses"] = [response._to_dict() for response in self.responses]
+        return fields
+
+    @property
+    def done(self) -> bool:
+        """Whether all that will run has run."""
+        return self.status == "COMPLETED"
+
+    @property
+    def succeeded(self) -> tuple[BatchResponse, ...]:
+        """The responses that are `ok`."""
+        return tuple(response for response in self.responses if response.ok)
+
+    @property
+    def failed(self) -> tuple[BatchResponse, ...]:
+        """The responses of requests that ran and failed."""
+        return tuple(response for response in self.responses if response.status not in ("COMPLETED", "NOT_EXECUTED"))
+
+    @property
+    def not_executed(self) -> tuple[BatchResponse, ...]:
+        """The responses of requests that did not run."""
+        return tuple(response for response in self.responses if response.status == "NOT_EXECUTED")
+
+    def raise_for_failures(self) -> None:
+        """Raise BatchFailedError unless every request succeeded."""
+        bad = self.failed + self.not_executed
+        if bad:
+            name = f"{bad[0].id} ({bad[0].request.method} {bad[0].request.path})" if bad[0].request else bad[0].id
+            counts = f"{len(self.failed)} of {len(self)} requests failed, {len(self.not_executed)} did not run"
+            error = BatchFailedError(f"{counts}; the first, request {name}: {bad[0].error_message}")
+            vars(error).update(failed=bad, tickets=(self.ticket,) if self.ticket else ())
+            raise error
+
+    def __getitem__(self, id: str) -> BatchResponse:
+        for response in self.responses:
+            if response.id == id:
+                return response
+        raise KeyError(id)
+
+    def __iter__(self) -> Iterator[BatchResponse]:
+        return iter(self.responses)
+
+    def __len__(self) -> int:
+        return len(self.responses)
+
+    def _of(self, batch: Batch) -> BatchStatus:
+        """This status with exactly one response for each request of the batch, in their order."""
+        found = {response.id: response for response in self.responses}
+        unnamed = [response for response in self.responses if response.id is None]
+        missing = [request.id for request in batch if request.id not in found]
+        if unnamed and len(unnamed) == len(missing) and not batch.allow_parallel_mode:
+            found.update(zip(missing, unnamed))  # they ran one after another, so their order tells them apart
+        found.pop(None, None)
+        if self.total_requests not in (0, len(batch)) or found.keys() - {request.id for request in batch}:
+            raise InvalidResponseError("the ticket is of another batch: was its deduplication key used within the hour?")
+        responses = []
+        for request in batch:
+            response = found.get(request.id) or BatchResponse(request.id, "NOT_EXECUTED", None, _LEFT_OUT)
+            responses.append(dataclasses.replace(response, id=request.id, request=request))
+        return dataclasses.replace(self, responses=tuple(responses))
+
+    def _worth_retrying(self, stops: bool) -> set[str]:
+        """The ids of what `stream` runs again. What did not run goes along only behind the failure that stopped it: without
+        one, somebody cancelled it."""
+        if not self.failed or stops and not all(response.retryable for response in self.failed):
+            return set()
+        again = self.failed + self.not_executed if stops else self.failed
+        return {response.id for response in again if response.retryable and response.id is not None}
+
+
+# --- Errors ----------------------------------------------------------------------------------------------------------
+
+_FINAL, _UNKNOWN, _NOT_RUN = range(3)  # of a failed call: no use to repeat it; nobody knows if it ran; it did not run
+
+
+class EcwidError(Exception):
+    """What goes wrong on the way to Ecwid or there, with all there is to go on with:
+
+    tickets            of the batches that are at Ecwid, oldest first; `ticket`: the first of them
+    deduplication_key  with it, submitting the same batch (streaming the same job) again is still the same, for an hour
+    retry_after        seconds, if the answer asked for a pause
+    """
+
+    tickets: tuple[str, ...] = ()
+    deduplication_key: str | None = None
+    retry_after: float | None = None
+    _again = _FINAL
+
+    @property
+    def ticket(self) -> str | None:
+        return self.tickets[0] if self.tickets else None
+
+    def __str__(self) -> str:
+        tickets = f" [ticket {', '.join(self.tickets)}]" if self.tickets else ""
+        key = f" [deduplication key {self.deduplication_key}]" if self.deduplication_key else ""
+        return f"{super().__str__()}{tickets}{key}"
+
+
+class ApiError(EcwidError):
+    """An error answer. `code` and `message` are Ecwid's, or None. Reference: "Errors"."""
+
+    http_status: int = 0
+    code: str | None = None
+    message: str | None = None
+
+
+class RateLimitError(ApiError):
+    """429: the token made over 600 calls a minute. A call before `retry_after` has passed prolongs the block."""
+
+
+class TransportError(EcwidError):
+    """No usable answer: DNS, TLS, refused, reset, timed out, cut off, a redirect (none is followed)."""
+
+
+class InvalidResponseError(EcwidError):
+    """An answer that is not what the API promises."""
+
+
+class BatchTimeoutError(EcwidError, TimeoutError):
+    """The caller's timeout is over; the batch goes on at Ecwid. `last_status`: what was last seen of it, or None."""
+
+    last_status: BatchStatus | None = None
+
+
+class BatchFailedError(EcwidError):
+    """From `raise_for_failures`. `failed`: the responses of the requests that failed or did not run."""
+
+    failed: tuple[BatchResponse, ...] = ()
+
+
+@contextlib.contextmanager
+def _noting(**facts: Any) -> Iterator[None]:
+    """Puts what the caller needs to go on with onto an error that passes, on Ctrl-C too."""
+    try:
+        yield
+    except (EcwidError, KeyboardInterrupt) as error:
+        vars(error).update(facts)
+        raise
+
+
+# --- Client ----------------------------------------------------------------------------------------------------------
+
+_BACKOFF_FIRST, _BACKOFF_CAP = 0.5, 30.0  # seconds
+_RETRY_AFTER_CAP = 60.0  # seconds; a longer pause is the caller's to plan
+_MAX_ANSWER = 256 * 1024 * 1024  # bytes, decompressed
+_ADVICE = {
+    401: "check the token",
+    402: "check the plan of the store",
+    403: "check the token, and that it holds the access scopes of every request in the batch",
+    404: "check the store id, the ticket and the base URL",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EcwidClient:
+    """The batch endpoints of one store. It cannot change: one client serves any number of threads.
+
+    store_id     a positive integer, or its digits
+    token        the access token, "secret_..." or "public_..."
+    base_url     HTTPS, or HTTP to loopback (where no proxy is asked)
+    timeout      seconds for one exchange, from the name look-up to the last byte of the answer
+    max_retries  how many more tries a call gets, after full-jitter exponential backoff from 0.5 s to 30 s. Retry-After
+                 is obeyed; one of more than 60 s, or past the caller's own timeout, is raised
+    opener       a urllib.request.OpenerDirector instead of our own, which is urllib's with the proxies and the CA bundle
+                 of the environment, but follows no redirect
+
+    What is wrong here or in an argument is a ValueError or TypeError; every method can raise ApiError, RateLimitError,
+    TransportError and InvalidResponseError.
+    """
+
+    store_id: int
+    token: str = dataclasses.field(repr=False)
+    base_url: str
+    timeout: float
+    max_retries: int
+    opener: urllib.request.OpenerDirector | None = dataclasses.field(repr=False)
+
+    def __init__(
+        self, store_id: int | str, token: str, *, base_url: str = "https://app.ecwid.com/api/v3", timeout: float = 60.0,
+        max_retries: int = 4, opener: urllib.request.OpenerDirector | None = None,
+    ) -> None:
+        if isinstance(store_id, str) and re.fullmatch("[0-9]{1,18}", store_id):
+            store_id = int(store_id)
+        if isinstance(store_id, bool) or not isinstance(store_id, int) or store_id < 1:
+            raise ValueError(f"store_id must be a positive integer such as 1003, not {store_id!r}")
+        if not isinstance(token, str) or not re.fullmatch("[!-~]+", token):
+            raise ValueError("token must be visible ASCII, without spaces or a newline (it is not shown here)")
+        _check_number("timeout", timeout, (int, float), 0.001, 86400)
+        _check_number("max_retries", max_retries, int, 0)
+        vars(self).update(
+            store_id=store_id, token=token, base_url=_checked_base_url(base_url), timeout=timeout,
+            max_retries=max_retries, opener=opener,
+        )
+
+    @classmethod
+    def from_env(cls, **options: Any) -> EcwidClient:
+        """The client of ECWID_STORE_ID, ECWID_TOKEN and, if set, ECWID_BASE_URL; `options` as of EcwidClient go first."""
+        for option in ("store_id", "token", "base_url"):
+            name = f"ECWID_{option.upper()}"
+            if os.environ.get(name):
+                options.setdefault(option, os.environ[name])
+            elif option != "base_url" and option not in options:
+                raise ValueError(f"set {name} in the environment")
+        return cls(**options)
+
+    def submit(self, batch: Batch) -> str:
+        """Have Ecwid run a batch: its ticket, to be kept anywhere. Reference: "Create batch request"."""
+        return self._submit(batch, math.inf)
+
+    def status(self, ticket: str, *, responses: bool = True) -> BatchStatus:
+        """How far a batch is, with or without the responses so far. Reference: "Get batch request status"."""
+        with _noting(tickets=(ticket,)):
+            return self._status(ticket, responses, math.inf)
+
+    def wait(self, ticket: str, *, timeout: float | None = None, on_progress: OnProgress = None) -> BatchStatus:
+        """Follow a batch to its end: its status, with the responses as Ecwid sends them.
+
+        timeout      seconds, after which, and no later, BatchTimeoutError is raised; None: as long as it takes
+        on_progress  called with the status, without responses, at every look
+        """
+        return self._follow(ticket, _deadline(timeout), on_progress)
+
+    def run(self, batch: Batch, *, timeout: float | None = None, on_progress: OnProgress = None) -> BatchStatus:
+        """Submit a batch and follow it: a status with exactly one response for each request, in their order.
+
+        `timeout` and `on_progress` as of `wait`. An error has the ticket and the deduplication key.
+        """
+        deadline = _deadline(timeout)
+        ticket = self._submit(batch, deadline)
+        with _noting(deduplication_key=batch.deduplication_key):
+            return self._follow(ticket, deadline, on_progress)._of(batch)
+
+    def stream(
+        self, requests: Iterable[BatchRequest], *, retry: int = 0, max_in_flight: int = 2,
+        timeout: float | None = None, on_progress: OnProgress = None, **batch_options: Any,
+    ) -> Iterator[BatchResponse]:
+        """Run any number of requests, read as they are needed: their responses, one each, in their order.
+
+        retry          how often what is `retryable` of a batch is run again, as a further batch
+        max_in_flight  how many batches are at Ecwid at once. With stop_on_first_failure (the default) it is one: the next
+                       is submitted when all of the one before has succeeded; after a failure none is, and the rest of
+                       the responses are NOT_EXECUTED
+        timeout        seconds for the whole job
+        on_progress    as of `wait`, for the oldest batch at Ecwid
+        batch_options  as of Batch. deduplication_key is the job's: the same requests under the same key find their
+                       tickets again, for an hour, instead of running twice
+
+        An error has the tickets and the job's key. One that `requests` raises is passed on as it is, after the
+        responses of what was submitted before it.
+        """
+        _check_number("retry", retry, int, 0)
+        _check_number("max_in_flight", max_in_flight, int, 1)
+        key = _checked_key(batch_options.pop("deduplication_key", "new"))
+        return self._stream(requests, retry, max_in_flight, _deadline(timeout), on_progress, key, batch_options)
+
+    def cancel(self, group_id: str, *, ticket: str | None = None) -> int:
+        """Stop what has not run of a group's batches: Ecwid's updateCount. Reference: "Cancel batch group"."""
+        _check_text("group_id", group_id)
+        query = {"groupId": group_id}
+        if ticket is not None:
+            query["ticketId"] = ticket  # required by the newer reference; the official client goes without
+        return self._call("POST", "/batch/cancel-group", query, _count("updateCount"))
+
+    def delete(self, ticket: str) -> int:
+        """Stop what has not run of a batch and forget it: Ecwid's deleteCount. Reference: "Delete batch request"."""
+        _check_text("ticket", ticket)
+        with _noting(tickets=(ticket,)):
+            query = {"ticketId": ticket, "ticket": ticket}  # the newer reference's name, and the older one's
+            return self._call("DELETE", "/batch", query, _count("deleteCount"))
+
+    def find(self, status: str, *, offset: int = 0, limit: int = 100) -> list[BatchStatus]:
+        """The batches that have the status, at most 100 from `offset` on: tickets, without counts or responses."""
+        if status not in _STATUSES:
+            raise ValueError(f"status must be one of {', '.join(_STATUSES)}, not {status!r}")
+        _check_number("offset", offset, int, 0)
+        _check_number("limit", limit, int, 1, 100)
+        return self._call("GET", "/batch", {"status": status, "offset": str(offset), "limit": str(limit)}, _items)
+
+    # From here on a deadline is a time of time.monotonic(), math.inf for none.
+
+    def _submit(self, batch: Batch, deadline: float) -> str:
+        with _noting(deduplication_key=batch.deduplication_key):
+            keyed = batch.deduplication_key is not None
+            return self._call("POST", "/batch", batch.query, _ticket, deadline, body=batch.to_json(), repeatable=keyed)
+
+    def _status(self, ticket: str, responses: bool, deadline: float) -> BatchStatus:
+        _check_text("ticket", ticket)
+        query = {"ticket": ticket, "escapedJson": "true"} if responses else {"ticket": ticket}
+        status = self._call("GET", "/batch", query, BatchStatus.from_dict, deadline)
+        return dataclasses.replace(status, ticket=ticket)
+
+    def _follow(self, ticket: str, deadline: float, on_progress: OnProgress) -> BatchStatus:
+        """Look at the batch, sooner where its progress so far foretells its end and else ever more seldom, till it is
+        done; then fetch the responses."""
+        begun = now = idle = time.monotonic()  # idle: when nothing was completed yet
+        left, cost, last = math.inf, 0.0, None  # seconds: to the foretold end; that a look takes
+        with _noting(tickets=(ticket,)):
+            while True:
+                waited = now - begun
+                pause = min(max(left, 0.25 + 0.05 * waited), 0.25 + 0.6 * waited, 1.5 + 0.08 * waited)
+                pause = min(pause, deadline - now - 2.5 * cost)  # in time for a last look, and to fetch the responses
+                try:
+                    if pause <= 0:
+                        raise BatchTimeoutError("the timeout is over, the batch is not: wait for its ticket again")
+                    time.sleep(pause)
+                    looked = time.monotonic()
+                    last = self._status(ticket, False, deadline)
+                    now = time.monotonic()
+                    whole = self._status(ticket, True, deadline) if last.done else last
+                except BatchTimeoutError as error:
+                    error.last_status = last
+                    raise
+                if on_progress:
+                    on_progress(last)
+                if whole.done:
+                    return whole
+                cost = now - looked
+                if last.completed_requests:
+                    left = (now - idle) * (last.total_requests / last.completed_requests - 1)
+                else:
+                    idle = now
+
+    def _stream(
+        self, requests: Iterable[BatchRequest], retry: int, room: int, deadline: float, on_progress: OnProgress,
+        key: str | None, options: dict[str, Any],
+    ) -> Iterator[BatchResponse]:
+        stops = options.get("stop_on_first_failure") is not False
+        room = 1 if stops else room
+        batches = enumerate(Batch.split(requests, deduplication_key=key, **options), 1)
+        in_flight: collections.deque[tuple[int, Batch, str]] = collections.deque()  # in Ecwid's order: oldest first
+        ready: tuple[BatchResponse, ...] = ()
+        broken = None  # what the caller's iterable raised
+        try:
+            while True:
+                while len(in_flight) < room:
+                    try:
+                        number, batch = next(batches, (0, None))
+                    except Exception as error:
+                        broken, batch = error, None
+                    if batch is None:
+                        room = 0
+                        break
+                    try:
+                        in_flight.append((number, batch, self._submit(batch, deadline)))
+                    except EcwidError:
+                        yield from ready
+                        raise
+                yield from ready  # only now, so that Ecwid has work while the caller works on these
+                if not in_flight:
+                    break
+                number, batch, ticket = in_flight[0]
+                status = self._follow(ticket, deadline, on_progress)._of(batch)
+                for attempt in range(1, retry + 1):
+                    again = status._worth_retrying(stops)
+                    if not again:
+                        break
+                    part = Batch._part(batch._only(again), key, f"{number}.{attempt}", options)
+                    _pause(_backoff(attempt), deadline)
+                    ticket = self._submit(part, deadline)
+                    in_flight[0] = number, part, ticket
+                    rerun = self._follow(ticket, deadline, on_progress)._of(part)
+                    merged = [rerun[r.id] if r.id in again else r for r in status if r.id is not None]
+                    status = dataclasses.replace(status, responses=tuple(merged))._of(batch)
+                in_flight.popleft()
+                ready = status.responses
+                if stops and len(status.succeeded) < len(batch):
+                    room = 0
+        except (EcwidError, KeyboardInterrupt) as error:
+            vars(error).update(tickets=tuple(ticket for _, _, ticket in in_flight), deduplication_key=key)
+            raise
+        for _, batch in batches:  # what a failure left over
+            for request in batch:
+                yield BatchResponse(request.id, "NOT_EXECUTED", None, _NEVER_SENT, request=request)
+        if broken is not None:
+            raise broken
+
+    def _call(
+        self, method: str, path: str, query: dict[str, str], read: Callable[[Any], T], deadline: float = math.inf, *,
+        body: bytes | None = None, repeatable: bool = True,
+    ) -> T:
+        """What `read` makes of the JSON that answers a call. Every call goes through here: it is tried again if it
+        surely did not run and, where it is repeatable, if nobody knows."""
+        for attempt in itertools.count(1):
+            seconds = min(self.timeout, deadline - time.monotonic())
+            if seconds <= 0:
+                raise BatchTimeoutError(f"the timeout is over, {method} {path} was not sent")
+            try:
+                return read(self._exchange(self._request(method, path, query, body), seconds))
+            except EcwidError as error:
+                if attempt > self.max_retries or error._again < (_UNKNOWN if repeatable else _NOT_RUN):
+                    raise
+                pause = max(_backoff(attempt), error.retry_after or 0)
+                if error.retry_after and (pause > _RETRY_AFTER_CAP or time.monotonic() + pause >= deadline):
+                    raise
+                _logger().warning("%s; trying again in %.1f s (%d of %d)", error, pause, attempt, self.max_retries)
+                _pause(pause, deadline)
+        raise AssertionError("unreachable")
+
+    def _request(self, method: str, path: str, query: dict[str, str], body: bytes | None) -> urllib.request.Request:
+        url = f"{self.base_url}/{self.store_id}{path}"
+        if query:
+            url += "?" + urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
+        request = urllib.request.Request(url, body, method=method)
+        request.add_header("Accept", "application/json")
+        request.add_header("Accept-Encoding", "gzip")
+        request.add_header("Cache-Control", "no-cache")
+        request.add_header("User-Agent", f"ecwid_batch/{__version__}")
+        if body is not None:
+            request.add_header("Content-Type", "application/json")
+        # Unredirected: urllib does not take it along, should the caller's own opener follow a redirect.
+        request.add_unredirected_header("Authorization", f"Bearer {self.token}")
+        return request
+
+    def _exchange(self, request: urllib.request.Request, seconds: float) -> Any:
+        """Send a request: the JSON of its answer, or an ApiError, TransportError, InvalidResponseError."""
+        method, path = request.get_method(), urllib.parse.urlsplit(request.full_url).path
+        name = f"{method} {path}"
+        begun, outcome, size = time.monotonic(), "no answer", 0
+        try:
+            status, headers, body = _within(seconds, lambda: _receive(self._opener, request, seconds))
+            outcome, size = str(status), len(body)
+        except EcwidError as error:
+            error.args = (f"{name}: {self._shown(error.args[0])}",)
+            raise
+        finally:
+            _logger().debug("%s: %s, %.0f ms, %d bytes", name, outcome, 1000 * (time.monotonic() - begun), size)
+        if not 200 <= status < 300:
+            raise self._refusal(name, status, headers, body)
+        try:
+            return _parsed(body, "the answer")
+        except ValueError as error:
+            invalid = InvalidResponseError(f"{name}: {error}")
+            invalid._again = _UNKNOWN
+            raise invalid from None
+
+    def _refusal(self, name: str, status: int, headers: Any, body: bytearray) -> EcwidError:
+        if 300 <= status < 400:
+            return TransportError(f"{name}: HTTP {status}; no redirect is followed, it would take the token: check base_url")
+        try:
+            answer = _parsed(body, "the answer")
+        except ValueError:
+            answer = None  # nothing, or a proxy's page
+        message, code = (text and self._shown(text) for text in _error_fields(answer))
+        words = [f"{name}: HTTP {status}", code, message or http.client.responses.get(status), _ADVICE.get(status)]
+        error = (RateLimitError if status == 429 else ApiError)("; ".join(filter(None, words)))
+        error.http_status, error.code, error.message, error.retry_after = status, code, message, _retry_after(headers)
+        error._again = _NOT_RUN if status == 429 else _UNKNOWN if status == 408 or status >= 500 else _FINAL
+        return error
+
+    def _shown(self, text: object) -> str:
+        """Words from outside, fit to show: one short line, without the token, should they echo it."""
+        words = "".join(c if c.isprintable() else " " for c in str(text).replace(self.token, "***"))
+        return " ".join(words.split())[:300]
+
+    @functools.cached_property
+    def _opener(self) -> urllib.request.OpenerDirector:
+        if self.opener is not None:
+            return self.opener
+        ca_bundle = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+        opener = urllib.request.OpenerDirector()  # build_opener's would follow redirects
+        opener.add_handler(urllib.request.HTTPHandler())
+        opener.add_handler(urllib.request.HTTPSHandler(context=_tls_context(*ca_bundle)))
+        opener.add_handler(urllib.request.HTTPErrorProcessor())
+        opener.add_handler(urllib.request.HTTPDefaultErrorHandler())
+        if not _is_loopback(urllib.parse.urlsplit(self.base_url).hostname):
+            opener.add_handler(urllib.request.ProxyHandler())
+        return opener
+
+
+@functools.lru_cache(maxsize=None)
+def _tls_context(*ca_bundle: str | None) -> ssl.SSLContext:
+    """One for all clients, since loading the CA bundle costs ten times a call; a new one if its place has changed."""
+    return ssl.create_default_context()
+
+
+def _within(seconds: float, work: Callable[[], T]) -> T:
+    """What work() returns or raises, if it does so in time. urllib's timeout bounds each wait for the network but not
+    their sum, nor the look-up of a name: only another thread bounds it all."""
+    import threading
+
+    outcome: list[tuple[T | None, BaseException | None]] = []
+
+    def target() -> None:
+        try:
+            outcome.append((work(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=target, name="ecwid_batch", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise _transport_error(f"no whole answer within {seconds:.3g} s", _UNKNOWN)
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]
+
+
+def _receive(
+    opener: urllib.request.OpenerDirector, request: urllib.request.Request, seconds: float
+) -> tuple[int, Any, bytearray]:
+    """Open the request and read its answer to the end: HTTP status, headers, body."""
+    ends = time.monotonic() + seconds
+    body, size = bytearray(), 0
+    try:
+        try:
+            response = opener.open(request, timeout=seconds)
+        except urllib.error.HTTPError as error:  # an answer too
+            response = error
+            if error.fp is None:
+                return error.code, error.headers or {}, body
+        with contextlib.closing(response):
+            headers = response.headers or {}
+            unzip = zlib.decompressobj(31) if headers.get("Content-Encoding", "").lower() == "gzip" else None
+            length = str(headers.get("Content-Length", ""))
+            whole = int(length) if length.isdigit() and not headers.get("Transfer-Encoding") else math.inf
+            read = getattr(response, "read1", response.read)  # read would wait for a whole chunk, however slow
+            while size < whole:
+                data = read(65536)
+                if not data:
+                    break
+                size += len(data)
+                body += unzip.decompress(data, _MAX_ANSWER + 1 - len(body)) if unzip else data
+                if len(body) > _MAX_ANSWER:
+                    raise InvalidResponseError(f"the answer is larger than {_MAX_ANSWER} bytes")
+                if time.monotonic() > ends:
+                    break
+            if size < whole < math.inf or unzip and not unzip.eof:
+                raise _transport_error(f"the answer is cut off after {size} bytes", _UNKNOWN)
+            return getattr(response, "status", None) or response.code, headers, body
+    except (OSError, http.client.HTTPException, zlib.error) as error:
+        reason = getattr(error, "reason", None)
+        cause = reason if isinstance(reason, Exception) else error
+        again = _UNKNOWN
+        if isinstance(cause, (socket.gaierror, ConnectionRefusedError)):
+            again = _NOT_RUN
+        elif isinstance(cause, ssl.SSLCertVerificationError):
+            again = _FINAL
+        raise _transport_error(f"{type(cause).__name__}: {cause}", again) from None  # it may quote the token
+
+
+def _transport_error(message: str, again: int) -> TransportError:
+    error = TransportError(message)
+    error._again = again
+    return error
+
+
+def _retry_after(headers: Any) -> float | None:
+    """Retry-After in seconds, be it seconds or an HTTP date; None if there is none that makes sense."""
+    value = headers.get("Retry-After") or ""
+    try:
+        seconds = float(value)
+    except ValueError:
+        until, now = (email.utils.parsedate_tz(text) for text in (value, headers.get("Date") or ""))
+        try:
+            seconds = email.utils.mktime_tz(until) - (email.utils.mktime_tz(now) if now else time.time())
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return seconds if 0 <= seconds < math.inf else None
+
+
+def _backoff(attempt: int) -> float:
+    return random.uniform(0, min(_BACKOFF_CAP, _BACKOFF_FIRST * 2 ** (attempt - 1)))
+
+
+def _pause(seconds: float, deadline: float) -> None:
+    if time.monotonic() + seconds >= deadline:
+        raise BatchTimeoutError("the timeout leaves no time to try again")
+    time.sleep(seconds)
+
+
+def _deadline(timeout: float | None) -> float:
+    if timeout is None:
+        return math.inf
+    _check_number("timeout", timeout, (int, float), -math.inf)  # nothing may be left of the caller's own
+    return time.monotonic() + timeout
+
+
+def _check_number(name: str, value: float, kind: type | tuple[type, ...], low: float, high: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{name} must be {'a whole number' if kind is int else 'seconds'}, not {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low} to {high}, not {value!r}")
+
+
+def _checked_base_url(url: str) -> str:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.port != 0 and (parts.hostname or "").encode("idna").decode()
+    except (AttributeError, TypeError, ValueError):
+        host = ""
+    if not host or not re.fullmatch("[!-~]+", url) or re.search(r"[\\@?#]", url):
+        raise ValueError("base_url must be like 'https://app.ecwid.com/api/v3', without user, query and fragment")
+    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
+        raise ValueError("base_url must begin with https://; over http:// anybody on the way could read the token")
+    return url.rstrip("/")
+
+
+def _is_loopback(host: str | None) -> bool:
+    import ipaddress
+
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _ticket(answer: Any) -> str:
+    ticket = answer.get("ticket") if isinstance(answer, dict) else None
+    if not isinstance(ticket, str) or not ticket:
+        raise InvalidResponseError("the answer to a new batch has no ticket; submit the same batch again")
+    return ticket
+
+
+def _count(field: str) -> Callable[[Any], int]:
+    def read(answer: Any) -> int:
+        count = answer.get(field) if isinstance(answer, dict) else None
+        if type(count) is not int or count < 0:
+            raise InvalidResponseError(f"the answer has no {field}")
+        return count
+
+    return read
+
+
+def _items(answer: Any) -> list[BatchStatus]:
+    items = answer.get("items") if isinstance(answer, dict) else answer  # the reference does not show which
+    if not isinstance(items, list):
+        raise InvalidResponseError("the answer has no items")
+    return [BatchStatus.from_dict(item) for item in items]
+
+
+def _logger() -> logging.Logger:
+    import logging
+
+    return logging.getLogger("ecwid_batch")
