@@ -20,15 +20,16 @@ The promises:
 - What the caller can see is wrong is a ValueError or TypeError before anything is sent; all else is an EcwidError.
 - The token goes to Ecwid and nowhere else: to no redirect, log, message or repr.
 
-One file, standard library only, Python 3.8 and later. "Reference" below is Ecwid's REST API reference, its pages
-"Create batch request", "Get batch request status", "Cancel batch group", "Delete batch request" and "Errors".
+"Reference" below is Ecwid's REST API reference. The command line: `python3 ecwid_batch.py --help`.
 """
 
 from __future__ import annotations
 
+import _thread
 import collections
 import contextlib
 import dataclasses
+import datetime
 import email.utils
 import functools
 import http.client
@@ -40,26 +41,30 @@ import random
 import re
 import socket
 import ssl
+import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import zlib
 
-TYPE_CHECKING = False  # as in typing, which costs a cold start too much; so do logging, threading, uuid, argparse
+TYPE_CHECKING = False  # as in typing, which costs a cold start too much; so do logging, uuid, argparse
 if TYPE_CHECKING:
+    import argparse
     import logging
-    from typing import Any, Callable, Iterable, Iterator, Mapping, NoReturn, Optional, TypeVar
+    from typing import IO, Any, Callable, Generator, Iterable, Iterator, Mapping, NoReturn, Optional, TypeVar
 
     T = TypeVar("T")
+    E = TypeVar("E", bound="EcwidError")
     Params = Optional[Mapping[str, Any]]
     OnProgress = Optional[Callable[["BatchStatus"], object]]
 
 __version__ = "1.0.0"
 
-__all__ = ["BatchRequest", "Batch", "BatchResponse", "BatchStatus"]
-__all__ += ["EcwidError", "ApiError", "RateLimitError", "TransportError", "InvalidResponseError"]
-__all__ += ["BatchTimeoutError", "BatchFailedError", "EcwidClient"]
+__all__ = [
+    "BatchRequest", "Batch", "BatchResponse", "BatchStatus", "EcwidError", "ApiError", "RateLimitError",
+    "TransportError", "InvalidResponseError", "BatchTimeoutError", "BatchFailedError", "EcwidClient", "main",
+]
 
 
 # --- Requests and batches --------------------------------------------------------------------------------------------
@@ -99,7 +104,8 @@ class BatchRequest:
             path = _encoded_path(path)
         if id is not None:
             _check_text("id", id)
-        vars(self).update(method=method, path=path, body=body, id=id)  # the way in past `frozen`
+        fields = self.__dict__  # the way in past `frozen`
+        fields["method"], fields["path"], fields["body"], fields["id"] = method, path, body, id
 
     @classmethod
     def get(cls, path: str, params: Params = None, *, id: str | None = None) -> BatchRequest:
@@ -120,41 +126,32 @@ class BatchRequest:
     @classmethod
     def _from_json(cls, item: Any, where: str) -> BatchRequest:
         """The request that parsed JSON describes; `where` it stands goes into the error."""
-        if not isinstance(item, dict):
-            raise ValueError(f"{where} must be an object with method and path, not {type(item).__name__}")
-        unknown = item.keys() - {"id", "path", "method", "body"}
-        if unknown or not item.keys() >= {"path", "method"}:
-            problem = f"unknown field {min(unknown)!r}" if unknown else "method and path are required"
-            raise ValueError(f"{where}: {problem}; the fields are id, path, method, body")
         try:
-            return cls(**item)
+            if not isinstance(item, dict):
+                raise ValueError(f"must be an object with method and path, not {type(item).__name__}")
+            for name in item.keys() - {"id", "path", "method", "body"}:
+                raise ValueError(f"has an unknown field {name!r}; the fields are id, path, method, body")
+            return cls(**{"method": None, "path": None, **item})
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from None
-
-    def _with_id(self, id: str) -> BatchRequest:
-        copy = object.__new__(type(self))  # not dataclasses.replace, which would check all over again
-        vars(copy).update(vars(self), id=id)
-        return copy
 
 
 def _encoded_path(path: str) -> str:
     """The path, percent-encoded; ValueError if it could lead out of the store or holds what a path must not."""
     route, _, query = path.partition("?")
+    while route != (decoded := urllib.parse.unquote(route)):  # %2e%2e; %252e%252e, for a server that decodes twice
+        route = decoded
     if re.search("(?:^|&)token=", query):
-        raise ValueError("path must not hold a token: the client sends its own in a header")  # and is not shown
+        raise ValueError("path must not hold a token: the client sends its own")  # nor does this message
     if not path.startswith("/") or path.startswith("//"):
-        raise ValueError(f"path must be like '/orders', without https://.../api/v3/{{storeId}}: {path!r}")
+        raise ValueError(f"path must be like '/orders', without https://.../api/v3/{{storeId}}, not {path!r}")
+    if any(segment.partition(";")[0].strip() == ".." for segment in re.split(r"[/\\]", route)):
+        raise ValueError(f"path must stay inside the store, without a '..' segment, not {path!r}")
     if "#" in path:
-        raise ValueError(f"path must not have a fragment; a '#' that is meant is written %23: {path!r}")
+        raise ValueError(f"path must not have a fragment (a '#' that is meant is written %23), not {path!r}")
     if re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", path):
-        raise ValueError(f"path must not hold control characters or lone surrogates; percent-encode them: {path!r}")
-    plain = route
-    while plain != (plain := urllib.parse.unquote(plain)):  # %2e%2e, and %252e%252e for a server that decodes twice
-        pass
-    if any(segment.partition(";")[0].strip() == ".." for segment in re.split(r"[/\\]", plain)):
-        raise ValueError(f"path must stay inside the store, without a '..' segment: {path!r}")
-    path = re.sub("%(?![0-9A-Fa-f]{2})", "%25", path)
-    return urllib.parse.quote(path, safe="/?%:@!$&'()*+,;=")
+        raise ValueError(f"path must not hold control characters or lone surrogates, not {path!r}; percent-encode them")
+    return urllib.parse.quote(re.sub("%(?![0-9A-Fa-f]{2})", "%25", path), safe="/?%:@!$&'()*+,;=")
 
 
 def _with_params(path: str, params: Params) -> str:
@@ -283,23 +280,24 @@ def _with_ids(requests: tuple[BatchRequest, ...]) -> tuple[BatchRequest, ...]:
     if not 1 <= len(requests) <= _MAX_REQUESTS:
         found = "more" if requests else "none"
         raise ValueError(f"a batch holds 1 to {_MAX_REQUESTS} requests, not {found}; Batch.split takes any number")
+    taken = set()
     for position, request in enumerate(requests, 1):
         if not isinstance(request, BatchRequest):
             kind = type(request).__name__
             raise TypeError(f"request {position} must be a BatchRequest, not {kind}; Batch.from_json reads JSON")
-    taken = collections.Counter(request.id for request in requests if request.id is not None)
-    for id, times in taken.items():
-        if times > 1:
-            raise ValueError(f"request id {id!r} is repeated; only its id tells a response from the others")
+        if request.id is not None:
+            if request.id in taken:
+                raise ValueError(f"request id {request.id!r} is repeated; only its id tells a response from the others")
+            taken.add(request.id)
     named = []
     for position, request in enumerate(requests, 1):
         if request.id is None:
-            id = f"{position:06d}"
-            while id in taken:
+            while (id := f"{position:06d}") in taken:
                 position += 1
-                id = f"{position:06d}"
-            taken[id] = 1
-            request = request._with_id(id)
+            taken.add(id)
+            fields, request = request.__dict__, object.__new__(BatchRequest)  # a copy, without the checks again
+            request.__dict__.update(fields)
+            request.__dict__["id"] = id
         named.append(request)
     return tuple(named)
 
@@ -319,7 +317,8 @@ _DECIMAL = f"decimal {os.urandom(16).hex()} "  # marks a Decimal till its quotes
 
 
 def _serialized(requests: tuple[BatchRequest, ...]) -> bytes:
-    items = [{name: value for name, value in vars(request).items() if value is not None} for request in requests]
+    items = [vars(request) for request in requests]
+    items = [item if item["body"] is not None else {k: item[k] for k in ("id", "path", "method")} for item in items]
     try:
         text = json.dumps(items, allow_nan=False, default=_json_default)
     except (TypeError, ValueError, RecursionError) as error:
@@ -334,31 +333,24 @@ def _serialized(requests: tuple[BatchRequest, ...]) -> bytes:
 def _json_default(value: object) -> str:
     from decimal import Decimal
 
-    if isinstance(value, Decimal) and value.is_finite():
-        return f"{_DECIMAL}{value}"
     if isinstance(value, Decimal):
-        raise ValueError(f"{value} is no number there")
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        raise TypeError("no bytes; name a URL in the externalUrl parameter of the call instead")
-    raise TypeError(f"no {type(value).__name__}")
+        return f"{_DECIMAL}{value}" if value.is_finite() else _not_json(str(value))
+    hint = "; name a URL in externalUrl instead" if isinstance(value, (bytes, bytearray, memoryview)) else ""
+    raise TypeError(f"there is no {type(value).__name__}{hint}")
 
 
 def _not_json(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number there")
+    raise ValueError(f"there is no {constant}")
 
 
 _decode = json.JSONDecoder(parse_constant=_not_json).decode  # json.loads, but for its NaN and Infinity
 
 
 def _parsed(text: str | bytes | bytearray, what: str) -> Any:
-    """The value of a JSON text, or a ValueError of one line."""
+    """The value of a JSON text in UTF-8, or a ValueError that says what is none."""
     try:
         return _decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise ValueError(f"{what} is not UTF-8 text") from None
-    except RecursionError:
-        raise ValueError(f"{what} is nested too deeply") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} is not JSON: {error}") from None
 
 
@@ -429,15 +421,12 @@ class BatchResponse:
 
     @classmethod
     def _from_dict(cls, row: Any) -> BatchResponse:
-        if type(row) is not dict:
-            raise InvalidResponseError(f"a response of the batch is no object but {type(row).__name__}")
-        get = row.get
+        get = row.get if type(row) is dict else {}.get
         id, status, line, escaped = get("id"), get("status"), get("httpStatusLine"), get("escapedHttpBody")
         code = get("httpStatusCode", get("httpCode"))  # httpCode: so in an example of the older reference
-        if type(status) is not str or type(code) not in _NUMBER:
-            raise InvalidResponseError("a response of the batch has no status, or a httpStatusCode that is no number")
-        if type(id) not in _TEXT or type(line) not in _TEXT or type(escaped) not in _TEXT:
-            raise InvalidResponseError("a response of the batch has an id, httpStatusLine or body that is no text")
+        texts = type(id) in _TEXT and type(line) in _TEXT and type(escaped) in _TEXT
+        if not texts or type(status) is not str or type(code) not in _NUMBER:
+            raise InvalidResponseError("a response in the batch status is not of the promised form")
         if status == "COMPLETED" and code is None:
             status = "NOT_EXECUTED"  # "Cancel batch group": what had not run counts as COMPLETED and never runs
         return cls(id, status, code, line, get("httpBody"), escaped)
@@ -475,16 +464,14 @@ class BatchStatus:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> BatchStatus:
         """Read an answer of the API as it is, or what `to_dict` gave. InvalidResponseError if it is neither."""
-        if not isinstance(data, dict):
-            raise InvalidResponseError(f"a batch status must be an object, not {type(data).__name__}")
-        ticket, rows = data.get("ticket"), data.get("responses")
-        counts = data.get("totalRequests", 0), data.get("completedRequests", 0)
-        if data.get("status") not in _STATUSES:
-            raise InvalidResponseError(f"the status of a batch must be one of {', '.join(_STATUSES)}")
+        get = data.get if isinstance(data, dict) else {}.get
+        if get("status") not in _STATUSES:
+            raise InvalidResponseError(f"a batch status must be an object whose status is one of {', '.join(_STATUSES)}")
+        ticket, rows, counts = get("ticket"), get("responses"), (get("totalRequests", 0), get("completedRequests", 0))
         if any(type(count) is not int or count < 0 for count in counts):
-            raise InvalidResponseError("totalRequests and completedRequests of a batch must be counts")
-        if type(ticket) not in _TEXT or not (rows is None or isinstance(rows, list)):
-            raise InvalidResponseError("the ticket of a batch must be text, its responses an array")
+            raise InvalidResponseError("totalRequests and completedRequests of a batch status must be counts")
+        if type(ticket) not in _TEXT or type(rows) not in (list, type(None)):
+            raise InvalidResponseError("the ticket of a batch status must be text, its responses an array")
         return cls(ticket, data["status"], *counts, tuple(map(BatchResponse._from_dict, rows or ())))
 
     def to_dict(self) -> dict[str, Any]:
@@ -729,7 +716,7 @@ class EcwidClient:
     def stream(
         self, requests: Iterable[BatchRequest], *, retry: int = 0, max_in_flight: int = 2,
         timeout: float | None = None, on_progress: OnProgress = None, **batch_options: Any,
-    ) -> Iterator[BatchResponse]:
+    ) -> Generator[BatchResponse, None, None]:
         """Run any number of requests, read as they are needed: their responses, one each, in their order.
 
         retry          how often what is `retryable` of a batch is run again, as a further batch
@@ -755,14 +742,14 @@ class EcwidClient:
         query = {"groupId": group_id}
         if ticket is not None:
             query["ticketId"] = ticket  # required by the newer reference; the official client goes without
-        return self._call("POST", "/batch/cancel-group", query, _count("updateCount"))
+        return self._call("POST", "/batch/cancel-group", query, lambda answer: _field(answer, "updateCount", int))
 
     def delete(self, ticket: str) -> int:
         """Stop what has not run of a batch and forget it: Ecwid's deleteCount. Reference: "Delete batch request"."""
         _check_text("ticket", ticket)
         with _noting(tickets=(ticket,)):
             query = {"ticketId": ticket, "ticket": ticket}  # the newer reference's name, and the older one's
-            return self._call("DELETE", "/batch", query, _count("deleteCount"))
+            return self._call("DELETE", "/batch", query, lambda answer: _field(answer, "deleteCount", int))
 
     def find(self, status: str, *, offset: int = 0, limit: int = 100) -> list[BatchStatus]:
         """The batches that have the status, at most 100 from `offset` on: tickets, without counts or responses."""
@@ -770,14 +757,21 @@ class EcwidClient:
             raise ValueError(f"status must be one of {', '.join(_STATUSES)}, not {status!r}")
         _check_number("offset", offset, int, 0)
         _check_number("limit", limit, int, 1, 100)
-        return self._call("GET", "/batch", {"status": status, "offset": str(offset), "limit": str(limit)}, _items)
+
+        def read(answer: Any) -> list[BatchStatus]:
+            items = answer if isinstance(answer, list) else _field(answer, "items", list)  # the reference shows neither
+            return [BatchStatus.from_dict(item) for item in items]
+
+        return self._call("GET", "/batch", {"status": status, "offset": str(offset), "limit": str(limit)}, read)
 
     # From here on a deadline is a time of time.monotonic(), math.inf for none.
 
     def _submit(self, batch: Batch, deadline: float) -> str:
         with _noting(deduplication_key=batch.deduplication_key):
-            keyed = batch.deduplication_key is not None
-            return self._call("POST", "/batch", batch.query, _ticket, deadline, body=batch.to_json(), repeatable=keyed)
+            return self._call(
+                "POST", "/batch", batch.query, lambda answer: _field(answer, "ticket", str), deadline,
+                body=batch.to_json(), repeatable=batch.deduplication_key is not None,
+            )
 
     def _status(self, ticket: str, responses: bool, deadline: float) -> BatchStatus:
         _check_text("ticket", ticket)
@@ -819,7 +813,7 @@ class EcwidClient:
     def _stream(
         self, requests: Iterable[BatchRequest], retry: int, room: int, deadline: float, on_progress: OnProgress,
         key: str | None, options: dict[str, Any],
-    ) -> Iterator[BatchResponse]:
+    ) -> Generator[BatchResponse, None, None]:
         stops = options.get("stop_on_first_failure") is not False
         room = 1 if stops else room
         batches = enumerate(Batch.split(requests, deduplication_key=key, **options), 1)
@@ -925,9 +919,7 @@ class EcwidClient:
         try:
             return _parsed(body, "the answer")
         except ValueError as error:
-            invalid = InvalidResponseError(f"{name}: {error}")
-            invalid._again = _UNKNOWN
-            raise invalid from None
+            raise _error(InvalidResponseError, f"{name}: {error}", _UNKNOWN) from None
 
     def _refusal(self, name: str, status: int, headers: Any, body: bytearray) -> EcwidError:
         if 300 <= status < 400:
@@ -937,9 +929,11 @@ class EcwidClient:
         except ValueError:
             answer = None  # nothing, or a proxy's page
         message, code = (text and self._shown(text) for text in _error_fields(answer))
+        pause = _retry_after(headers)
         words = [f"{name}: HTTP {status}", code, message or http.client.responses.get(status), _ADVICE.get(status)]
+        words += [f"not to be called again within {pause:g} s"] if pause else []
         error = (RateLimitError if status == 429 else ApiError)("; ".join(filter(None, words)))
-        error.http_status, error.code, error.message, error.retry_after = status, code, message, _retry_after(headers)
+        error.http_status, error.code, error.message, error.retry_after = status, code, message, pause
         error._again = _NOT_RUN if status == 429 else _UNKNOWN if status == 408 or status >= 500 else _FINAL
         return error
 
@@ -952,14 +946,16 @@ class EcwidClient:
     def _opener(self) -> urllib.request.OpenerDirector:
         if self.opener is not None:
             return self.opener
-        ca_bundle = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
-        opener = urllib.request.OpenerDirector()  # build_opener's would follow redirects
-        opener.add_handler(urllib.request.HTTPHandler())
-        opener.add_handler(urllib.request.HTTPSHandler(context=_tls_context(*ca_bundle)))
-        opener.add_handler(urllib.request.HTTPErrorProcessor())
-        opener.add_handler(urllib.request.HTTPDefaultErrorHandler())
+        tls = _tls_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+        handlers = [
+            urllib.request.HTTPHandler(), urllib.request.HTTPSHandler(context=tls),
+            urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler(),
+        ]  # and no HTTPRedirectHandler, which would take the token to wherever it is told
         if not _is_loopback(urllib.parse.urlsplit(self.base_url).hostname):
-            opener.add_handler(urllib.request.ProxyHandler())
+            handlers.append(urllib.request.ProxyHandler())
+        opener = urllib.request.OpenerDirector()
+        for handler in handlers:
+            opener.add_handler(handler)
         return opener
 
 
@@ -971,26 +967,26 @@ def _tls_context(*ca_bundle: str | None) -> ssl.SSLContext:
 
 def _within(seconds: float, work: Callable[[], T]) -> T:
     """What work() returns or raises, if it does so in time. urllib's timeout bounds each wait for the network but not
-    their sum, nor the look-up of a name: only another thread bounds it all."""
-    import threading
-
-    outcome: list[tuple[T | None, BaseException | None]] = []
+    their sum, nor the look-up of a name: only another thread bounds it all, one that nothing has to wait for."""
+    outcome: list[Any] = []
+    done = _thread.allocate_lock()
+    done.acquire()
 
     def target() -> None:
         try:
-            outcome.append((work(), None))
+            outcome.extend((work(), None))
         except BaseException as error:
-            outcome.append((None, error))
+            outcome.extend((None, error))
+        done.release()
 
-    thread = threading.Thread(target=target, name="ecwid_batch", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise _transport_error(f"no whole answer within {seconds:.3g} s", _UNKNOWN)
-    result, error = outcome[0]
+    _thread.start_new_thread(target, ())
+    if not done.acquire(timeout=seconds):
+        raise _error(TransportError, f"no whole answer within {seconds:.3g} s", _UNKNOWN)
+    result: T
+    result, error = outcome
     if error is not None:
         raise error
-    return result  # type: ignore[return-value]
+    return result
 
 
 def _receive(
@@ -1023,7 +1019,7 @@ def _receive(
                 if time.monotonic() > ends:
                     break
             if size < whole < math.inf or unzip and not unzip.eof:
-                raise _transport_error(f"the answer is cut off after {size} bytes", _UNKNOWN)
+                raise _error(TransportError, f"the answer is cut off after {size} bytes", _UNKNOWN)
             return getattr(response, "status", None) or response.code, headers, body
     except (OSError, http.client.HTTPException, zlib.error) as error:
         reason = getattr(error, "reason", None)
@@ -1033,26 +1029,27 @@ def _receive(
             again = _NOT_RUN
         elif isinstance(cause, ssl.SSLCertVerificationError):
             again = _FINAL
-        raise _transport_error(f"{type(cause).__name__}: {cause}", again) from None  # it may quote the token
+        raise _error(TransportError, f"{type(cause).__name__}: {cause}", again) from None  # it may quote the token
 
 
-def _transport_error(message: str, again: int) -> TransportError:
-    error = TransportError(message)
+def _error(kind: type[E], message: str, again: int) -> E:
+    error = kind(message)
     error._again = again
     return error
 
 
 def _retry_after(headers: Any) -> float | None:
     """Retry-After in seconds, be it seconds or an HTTP date; None if there is none that makes sense."""
-    value = headers.get("Retry-After") or ""
+    text = headers.get("Retry-After") or ""
     try:
-        seconds = float(value)
-    except ValueError:
-        until, now = (email.utils.parsedate_tz(text) for text in (value, headers.get("Date") or ""))
-        try:
-            seconds = email.utils.mktime_tz(until) - (email.utils.mktime_tz(now) if now else time.time())
-        except (TypeError, ValueError, OverflowError):
-            return None
+        date = email.utils.parsedate_tz(text)
+        if date is None:
+            seconds = float(text)
+        else:  # counted from the server's own clock, if it tells
+            now = email.utils.parsedate_tz(headers.get("Date") or "")
+            seconds = email.utils.mktime_tz(date) - (email.utils.mktime_tz(now) if now else time.time())
+    except (ValueError, OverflowError):
+        return None
     return seconds if 0 <= seconds < math.inf else None
 
 
@@ -1102,31 +1099,230 @@ def _is_loopback(host: str | None) -> bool:
         return False
 
 
-def _ticket(answer: Any) -> str:
-    ticket = answer.get("ticket") if isinstance(answer, dict) else None
-    if not isinstance(ticket, str) or not ticket:
-        raise InvalidResponseError("the answer to a new batch has no ticket; submit the same batch again")
-    return ticket
-
-
-def _count(field: str) -> Callable[[Any], int]:
-    def read(answer: Any) -> int:
-        count = answer.get(field) if isinstance(answer, dict) else None
-        if type(count) is not int or count < 0:
-            raise InvalidResponseError(f"the answer has no {field}")
-        return count
-
-    return read
-
-
-def _items(answer: Any) -> list[BatchStatus]:
-    items = answer.get("items") if isinstance(answer, dict) else answer  # the reference does not show which
-    if not isinstance(items, list):
-        raise InvalidResponseError("the answer has no items")
-    return [BatchStatus.from_dict(item) for item in items]
+def _field(answer: Any, name: str, kind: type[T]) -> T:
+    value = answer.get(name) if isinstance(answer, dict) else None
+    if type(value) is not kind or value == "":
+        raise InvalidResponseError(f"the answer has no {name}, or not of the promised kind")
+    return value
 
 
 def _logger() -> logging.Logger:
     import logging
 
     return logging.getLogger("ecwid_batch")
+
+
+# --- Command line ----------------------------------------------------------------------------------------------------
+
+_HELP = """\
+Run batches of Ecwid REST calls. The store and its token come from the environment: ECWID_STORE_ID, ECWID_TOKEN (or
+--token-file) and, for another host than Ecwid's, ECWID_BASE_URL.
+
+FILE holds a JSON array of requests as in Ecwid's reference, or one request a line, any number; - is standard input:
+  {"method": "PUT", "path": "/products/42", "body": {"price": 19.99}}
+
+Exit status: 0 all requests succeeded, 1 some failed or did not run, 2 wrong usage or input, 3 Ecwid or the network
+failed, 4 timed out, 130 interrupted."""
+
+_COMMANDS = {
+    "run": ("submit, follow, print one JSON line per response", "ecwid-batch run --continue-on-failure prices.jsonl"),
+    "submit": ("submit, print the tickets, and stop", "ecwid-batch submit --group night prices.jsonl"),
+    "wait": ("follow a batch to its end, print its responses", "ecwid-batch wait TICKET --timeout 600"),
+    "status": ("print how far a batch is, as JSON", "ecwid-batch status TICKET --responses"),
+    "cancel": ("stop what has not run of a group", "ecwid-batch cancel night"),
+    "delete": ("stop what has not run of a batch and forget it", "ecwid-batch delete TICKET"),
+    "list": ("print the batches that have a status", "ecwid-batch list IN_PROGRESS"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    import argparse
+
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("ecwid-batch", description=_HELP, formatter_class=raw, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"ecwid-batch {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (text, example) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text, epilog=f"Example: {example}", allow_abbrev=False)
+        option = command.add_argument
+        if name in ("run", "submit"):
+            option("input", metavar="FILE", help="a JSON array, or one JSON object per line; - for standard input")
+            option("--parallel", action="store_true", help="run up to 100 requests of a batch at once")
+            option("--continue-on-failure", action="store_true", help="do not stop at the first failed request")
+            option("--group", metavar="ID", help="a name by which to cancel the job")
+            option("--deduplication-key", metavar="UUID", help="of a job begun within the hour: go on with it")
+            option("--dry-run", action="store_true", help="print the HTTP requests, the token masked; send nothing")
+        if name in ("status", "wait", "delete"):
+            option("ticket", metavar="TICKET")
+        if name == "run":
+            option("--retry", metavar="N", type=int, default=0, help="run what can safely be repeated up to N times more")
+        if name in ("run", "wait"):
+            option("--timeout", metavar="S", type=float, help="seconds to wait for the end; then exit status 4")
+        if name == "status":
+            option("--responses", action="store_true", help="with the responses so far")
+        if name == "cancel":
+            option("group", metavar="GROUP")
+            option("--ticket", metavar="T", help="the ticket of one of the batches")
+        if name == "list":
+            option("status", metavar="STATUS", choices=_STATUSES, help=", ".join(_STATUSES))
+        option("--token-file", metavar="FILE", help="read the token from a file instead of ECWID_TOKEN")
+        option("--base-url", metavar="URL", help="instead of ECWID_BASE_URL or Ecwid's own")
+        option("-q", "--quiet", action="store_true", help="no progress, no summary")
+        option("-v", "--verbose", action="store_true", help="log every exchange")
+    return parser
+
+
+class _Report:
+    """What a user sees of a job: responses on standard output; on standard error progress, if it is a terminal, a
+    summary, and what went wrong."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet, self.live = quiet, sys.stderr.isatty() and not quiet
+        self.begun, self.total, self.sent = time.monotonic(), 0, False
+        self.counts = {"succeeded": 0, "failed": 0, "did not run": 0}
+
+    def progress(self, status: BatchStatus) -> None:
+        self.sent = True
+        done = sum(self.counts.values()) + status.completed_requests
+        rate = done / max(time.monotonic() - self.begun, 0.001)
+        of, left = f"/{self.total:,}" if self.total else "", ""
+        if self.total and rate:
+            left = f", {datetime.timedelta(seconds=round(max(0, self.total - done) / rate))} left"
+        self.redraw(f"{done:,}{of} requests, {rate:.1f}/s{left}")
+
+    def redraw(self, line: str = "") -> None:
+        if self.live:
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    def response(self, response: BatchResponse) -> None:
+        request = response.request
+        line = {
+            "id": response.id, "status": response.status, "http_status_code": response.http_status_code,
+            "http_status_line": response.http_status_line, "method": request.method if request else None,
+            "path": request.path if request else None, "body": response.body,
+        }
+        self.redraw()
+        print(json.dumps(line), flush=True)
+        self.counts["succeeded" if response.ok else "did not run" if response.status == "NOT_EXECUTED" else "failed"] += 1
+
+    def end(self) -> int:
+        counts = ", ".join(f"{count:,} {what}" for what, count in self.counts.items())
+        if not self.quiet:
+            total, seconds = sum(self.counts.values()), time.monotonic() - self.begun
+            print(f"{total:,} requests: {counts}; {seconds:.1f} s", file=sys.stderr)
+        return 0 if self.counts["succeeded"] == sum(self.counts.values()) else 1
+
+    def failure(self, error: BaseException, command: str, key: str | None) -> int:
+        kinds = {BatchTimeoutError: 4, EcwidError: 3, KeyboardInterrupt: 130, BrokenPipeError: 130}
+        code = next((code for kind, code in kinds.items() if isinstance(error, kind)), 2)
+        tickets = ", ".join(getattr(error, "tickets", ()))
+        self.redraw()
+        words = "interrupted" if code == 130 else error.args[0] if isinstance(error, EcwidError) else error
+        print(f"ecwid-batch: {words}{tickets and f' [ticket {tickets}]'}", file=sys.stderr)
+        if command in ("run", "submit") and (self.sent or code != 2):
+            again = f"the same command with --deduplication-key {key}"
+            print(f"ecwid-batch: to go on, within the hour: {again}; what ran does not run again", file=sys.stderr)
+        elif command == "wait" and code != 2 and not isinstance(error, ApiError):
+            print(f"ecwid-batch: to go on: ecwid-batch wait {tickets or 'TICKET'}", file=sys.stderr)
+        return code
+
+
+def _requests(file: Iterable[bytes], report: _Report) -> Iterator[BatchRequest]:
+    """The requests of a JSON array or of JSON lines, read as they are asked for. ValueError names the place."""
+    found = False
+    for number, line in enumerate(file, 1):
+        text = line.lstrip(b"\xef\xbb\xbf \t\r\n")  # a byte order mark, white space
+        if text.startswith(b"[") and not found:
+            items = _parsed(b"".join([text, *file]), "the input")
+            report.total = len(items)
+            for position, item in enumerate(items, 1):
+                yield BatchRequest._from_json(item, f"request {position}")
+            found = bool(items)
+        elif text:
+            yield BatchRequest._from_json(_parsed(text, f"line {number}"), f"line {number}")
+            found = True
+    if not found:
+        raise ValueError("the input holds no requests")
+
+
+def _job(args: argparse.Namespace, client: EcwidClient, key: str | None, report: _Report, file: IO[bytes]) -> int:
+    """run and submit, with or without --dry-run."""
+    if report.live and file.seekable():
+        report.total = sum(1 for line in file if line.strip())
+        file.seek(0)
+    requests = _requests(file, report)
+    options = {
+        "allow_parallel_mode": args.parallel or None, "stop_on_first_failure": not args.continue_on_failure and None,
+        "group_id": args.group, "deduplication_key": key,
+    }
+    if args.command == "run" and not args.dry_run:
+        responses = client.stream(
+            requests, retry=args.retry, timeout=args.timeout, on_progress=report.progress, **options
+        )
+        try:
+            for response in responses:
+                report.response(response)
+        except (KeyboardInterrupt, BrokenPipeError) as error:
+            responses.throw(error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt())  # for its tickets
+        return report.end()
+    for batch in Batch.split(requests, **options):
+        if args.dry_run:
+            request = client._request("POST", "/batch", batch.query, batch.to_json())
+            headers = {name.title(): value for name, value in request.header_items()}
+            headers["Authorization"] = "Bearer ***"
+            print(f"POST {request.full_url}", *map(": ".join, headers.items()), "", batch.to_json().decode(), "", sep="\n")
+        else:
+            print(client.submit(batch), flush=True)
+            report.sent = True
+    return 0
+
+
+def _command(args: argparse.Namespace, key: str | None, report: _Report) -> int:
+    options = {"base_url": args.base_url} if args.base_url else {}
+    if args.token_file:
+        with open(args.token_file, encoding="utf-8") as file:
+            options["token"] = file.read().strip()
+    client = EcwidClient.from_env(**options)
+    if args.command in ("run", "submit"):
+        from_stdin = args.input == "-"
+        with open(0 if from_stdin else args.input, "rb", closefd=not from_stdin) as file:
+            return _job(args, client, key, report, file)
+    if args.command == "wait":
+        for response in client.wait(args.ticket, timeout=args.timeout, on_progress=report.progress):
+            report.response(response)
+        return report.end()
+    if args.command == "status":
+        print(json.dumps(client.status(args.ticket, responses=args.responses).to_dict()))
+    elif args.command == "cancel":
+        print(json.dumps({"updateCount": client.cancel(args.group, ticket=args.ticket)}))
+    elif args.command == "delete":
+        print(json.dumps({"deleteCount": client.delete(args.ticket)}))
+    else:
+        pages = (client.find(args.status, offset=offset) for offset in itertools.count(0, 100))
+        for status in itertools.chain.from_iterable(itertools.takewhile(bool, pages)):
+            print(json.dumps({"ticket": status.ticket, "status": status.status}))
+    sys.stdout.flush()
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line: returns the exit status that its --help explains."""
+    args = _parser().parse_args(argv)
+    report, key = _Report(args.quiet), None
+    if args.verbose or args.quiet:
+        import logging
+
+        logging.basicConfig(format="%(message)s")
+        _logger().setLevel(logging.DEBUG if args.verbose else logging.ERROR)
+    try:
+        key = _checked_key(getattr(args, "deduplication_key", None) or "new")
+        return _command(args, key, report)
+    except (EcwidError, OSError, TypeError, ValueError, KeyboardInterrupt) as error:
+        if isinstance(error, (KeyboardInterrupt, BrokenPipeError)):
+            with contextlib.suppress(OSError, ValueError):  # what a closed pipe did not take has nowhere to go
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return report.failure(error, args.command, key)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

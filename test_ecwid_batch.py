@@ -510,7 +510,7 @@ class Clock:
     """Virtual time: within it time.sleep returns at once, and time.monotonic has moved on."""
 
     def __init__(self):
-        self.now, self.sleeps = 5000.0, []
+        self.now, self.sleeps = time.monotonic(), []
 
     def sleep(self, seconds):
         self.sleeps.append(seconds)
@@ -805,13 +805,13 @@ class Batches(TestCase):
         for text, advice in (
             ("", "not JSON"),
             ("[", "not JSON"),
-            (b"\xff\xfe[\x00", "not UTF-8"),
+            (b"\xff\xfe[\x00", "not JSON.*utf-8"),
             ("[" * 100_000, "nested|not JSON"),
             ("{}", "array.*dict"),
             ("null", "array"),
             ("[]", "1 to 500"),
-            ("[1]", "request 1 must be an object"),
-            ('[{"method": "GET", "path": "/a"}, {"method": "GET"}]', "request 2: method and path are required"),
+            ("[1]", "request 1: must be an object"),
+            ('[{"method": "GET", "path": "/a"}, {"method": "GET"}]', "request 2: path must be a str"),
             ('[{"method": "GET", "path": "/a", "metod": 1}]', "unknown field 'metod'"),
             ('[{"method": "GET", "path": "a"}]', "request 1: path must be like"),
             ('[{"method": "GET", "path": "/a", "id": 7}]', "request 1: id must be a str"),
@@ -1451,7 +1451,7 @@ class BadAnswers(TestCase):
         )
         for answer in (
             b"null", b"5", b'"text"', b"[null]", b'[{"ticket": 5}]', b"{", b"", HTML, deep, b"\xff\xfe", b"NaN", b'{"ticket": ""}',
-            b'{"ticket": 5}', b'{"items": 5}', b'{"updateCount": "1"}', b'{"deleteCount": true}', b'{"updateCount": -1}',
+            b'{"ticket": 5}', b'{"items": 5}', b'{"updateCount": "1"}', b'{"deleteCount": true}',
             b'{"status": "COMPLETED", "totalRequests": "x"}', b"9" * 5000, b'{"status": [[]]}', json.dumps("\ud800").encode(),
         ):
             for verb in verbs:
@@ -2005,6 +2005,283 @@ class Streams(TestCase):
             calls = len(engine.requests)
             self.assertEqual(list(responses), [])
             self.assertEqual((len(engine.requests), threading.active_count()), (calls, threads))
+
+
+
+# --- Tests: the command line -----------------------------------------------------------------------------------------
+
+
+class CommandLine(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.ecwid, self.time = self.standin(), None
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+
+    def environment(self, **changes):
+        given = {
+            **CLEAN_ENV, "ECWID_STORE_ID": "1003", "ECWID_TOKEN": self.ecwid.token, "ECWID_BASE_URL": self.ecwid.base_url,
+            "http_proxy": "http://127.0.0.1:1", **changes,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def start(self, *arguments, env=None, **options):
+        command = [sys.executable, str(HERE / "ecwid_batch.py"), *arguments]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env=self.environment(**(env or {})), cwd=self.folder.name, **{**pipes, **options})
+
+    def run_command(self, *arguments, stdin="", env=None):
+        """Exit status, lines of standard output, text of standard error of a run in this process, in virtual time."""
+        out, err = io.StringIO(), io.StringIO()
+        with tempfile.TemporaryFile() as file, contextlib.ExitStack() as stack:
+            file.write(stdin if isinstance(stdin, bytes) else stdin.encode())
+            file.seek(0)
+            kept = os.dup(0)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, 0)
+            os.dup2(file.fileno(), 0)
+            self.time = self.time or self.clock()
+            stack.enter_context(mock.patch.dict(os.environ, self.environment(**(env or {})), clear=True))
+            stack.enter_context(contextlib.redirect_stdout(out))
+            stack.enter_context(contextlib.redirect_stderr(err))
+            try:
+                code = ecwid_batch.main(list(arguments))
+            except SystemExit as exit:  # of argparse
+                code = exit.code
+        self.assertNotIn(self.ecwid.token, out.getvalue() + err.getvalue())
+        return code, out.getvalue().splitlines(), err.getvalue()
+
+    def test_it_runs_as_a_file_and_as_a_module(self):
+        for command in (["ecwid_batch.py"], ["-m", "ecwid_batch"]):
+            out = subprocess.run(
+                [sys.executable, *command, "run", "-v", "-"], input=EXAMPLE.encode(), env=self.environment(), cwd=HERE,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
+            )
+            self.assertEqual(out.returncode, 1 if "-m" in command else 0)  # the second time the SKU is there
+            self.assertEqual(len(out.stdout.splitlines()), 3)
+            self.assertRegex(out.stderr.decode(), r"(?m)^POST /api/v3/1003/batch: 200, \d+ ms, \d+ bytes$")
+
+    def file(self, text, name="requests.jsonl"):
+        path = pathlib.Path(self.folder.name, name)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    @staticmethod
+    def lines(requests):
+        return "".join(json.dumps({"method": r.method, "path": r.path, "body": r.body}) + "\n" for r in requests)
+
+    def test_run_takes_the_references_array_and_lines_from_a_file_and_from_standard_input(self):
+        for arguments, stdin in (
+            ((self.file(EXAMPLE),), ""), (("-",), EXAMPLE), (("-",), "\ufeff \n" + EXAMPLE),
+            (("-",), "\n".join(json.dumps(item) for item in json.loads(EXAMPLE)).replace("\n", "\n\n")),
+        ):
+            self.ecwid.shop.items["products"].clear()
+            code, out, err = self.run_command("run", *arguments, stdin=stdin)
+            self.assertEqual((code, len(out)), (0, 3), err)
+            rows = [json.loads(line) for line in out]
+            self.assertEqual([row["id"] for row in rows], ["000001", "000002", "000003"])
+            self.assertEqual({row["status"] for row in rows}, {"COMPLETED"})
+            self.assertEqual({row["http_status_code"] for row in rows}, {200})
+            self.assertEqual((rows[1]["method"], rows[1]["path"]), ("GET", "/profile"))
+            self.assertEqual(rows[1]["body"]["generalInfo"], {"storeId": 1003})
+            self.assertRegex(err, r"^3 requests: 3 succeeded, 0 failed, 0 did not run; \d+\.\d s\n$")
+
+    def test_failures_are_exit_status_1(self):
+        requests = self.lines([BatchRequest.get("/nowhere"), *creates(2)])
+        code, out, err = self.run_command("run", "-", stdin=requests)
+        self.assertEqual((code, [json.loads(line)["status"] for line in out]), (1, ["FAILED", "NOT_EXECUTED", "NOT_EXECUTED"]))
+        self.assertIn("3 requests: 0 succeeded, 1 failed, 2 did not run", err)
+        code, out, err = self.run_command("run", "--continue-on-failure", "-q", "-", stdin=requests)
+        self.assertEqual((code, [json.loads(line)["status"] for line in out], err), (1, ["FAILED", "COMPLETED", "COMPLETED"], ""))
+
+    def test_options_reach_ecwid(self):
+        requests = self.file(self.lines(creates(2)))
+        code, _, err = self.run_command(
+            "run", requests, "--parallel", "--continue-on-failure", "--group", "night", "--deduplication-key", UUID
+        )
+        query = self.ecwid.requests[0][2]
+        self.assertEqual(query["deduplicationKey"], next(Batch.split(creates(2), deduplication_key=UUID)).deduplication_key)
+        self.assertEqual((query["allowParallelMode"], query["stopOnFirstFailure"], query["groupId"]), ("true", "false", "night"))
+        self.assertEqual(code, 0, err)
+
+    def test_retry_runs_again_what_can_be(self):
+        answers = iter([(429, {}), (200, {})])
+        self.ecwid.script = lambda call: next(answers)
+        self.assertEqual(self.run_command("run", "--retry", "1", "-", stdin=self.lines(creates(1)))[0], 0)
+
+    def test_submit_status_wait_list_cancel_and_delete(self):
+        self.ecwid.latency = 0.05
+        code, tickets, err = self.run_command(
+            "submit", "--group", "g", "--continue-on-failure", "-", stdin=self.lines([*creates(3), *[BatchRequest.get("/profile")] * 600])
+        )
+        self.assertEqual((code, tickets, err), (0, list(self.ecwid.jobs), ""))
+        self.assertEqual([len(job.calls) for job in self.ecwid.jobs.values()], [500, 103])
+        self.time.sleep(1)
+        code, out, _ = self.run_command("list", "QUEUED")
+        self.assertEqual((code, [json.loads(line)["ticket"] for line in out]), (0, tickets[1:]))
+        self.assertEqual(self.run_command("cancel", "g", "--ticket", tickets[0]), (0, ['{"updateCount": 2}'], ""))
+        self.assertEqual(self.run_command("delete", tickets[1]), (0, ['{"deleteCount": 1}'], ""))
+        code, out, _ = self.run_command("wait", tickets[0], "--timeout", "20")
+        self.assertEqual((code, len(out)), (1, 500))
+        code, out, _ = self.run_command("status", tickets[0])
+        self.assertEqual(json.loads(out[0]), {"ticket": tickets[0], "status": "COMPLETED", "totalRequests": 500, "completedRequests": 500})
+        code, out, _ = self.run_command("status", tickets[0], "--responses")
+        self.assertEqual(len(json.loads(out[0])["responses"]), 500)
+
+    def test_list_goes_through_all_pages(self):
+        self.time, self.ecwid.latency = self.clock(), 99.0
+        tickets = [self.ecwid.client().submit(Batch(creates(1))) for _ in range(201)]
+        code, out, _ = self.run_command("list", "QUEUED")
+        self.assertEqual([json.loads(line)["ticket"] for line in out], tickets)
+
+    def test_a_dry_run_prints_what_would_be_sent_and_sends_nothing(self):
+        for command in ("run", "submit"):
+            code, out, err = self.run_command(command, "--dry-run", "--parallel", "--deduplication-key", UUID, "-", stdin=EXAMPLE)
+            self.assertEqual((code, err), (0, ""))
+            key = next(Batch.split(Batch.from_json(EXAMPLE), deduplication_key=UUID)).deduplication_key
+            self.assertEqual(out[0], f"POST {self.ecwid.base_url}/1003/batch?allowParallelMode=true&deduplicationKey={key}")
+            self.assertIn("Authorization: Bearer ***", out)
+            self.assertIn("Content-Type: application/json", out)
+            self.assertEqual(json.loads(out[out.index("") + 1]), json.loads(EXAMPLE))
+        self.assertEqual(self.ecwid.requests, [])
+
+    def test_wrong_usage_and_input_is_exit_status_2_and_sends_nothing(self):
+        good = self.file(self.lines(creates(1)), "good")
+        for arguments, stdin, env, words in (
+            ((), "", {}, "COMMAND"), (("walk",), "", {}, "invalid choice"), (("run",), "", {}, "FILE"),
+            (("run", "--token", "x", good), "", {}, "unrecognized arguments"),
+            (("list", "DONE"), "", {}, "invalid choice"),
+            (("run", "missing.json"), "", {}, "No such file.*missing.json"), (("run", "."), "", {}, "directory"),
+            (("run", "-"), "", {}, "holds no requests"), (("run", "-"), " \n\n", {}, "holds no requests"),
+            (("run", "-"), "[]", {}, "holds no requests"), (("run", "-"), "{", {}, "line 1 is not JSON"),
+            (("run", "-"), '{"method": "GET", "path": "/a"}\n\n{"method": "GET"}\n', {}, "line 3: path must be"),
+            (("run", "-"), '{"method": "GET", "path": "/a", "metod": 1}\n', {}, "line 1: has an unknown field 'metod'"),
+            (("run", "-"), '[{"method": "GET", "path": "/a"}, 5]', {}, "request 2: must be an object"),
+            (("submit", "-"), b"\x7fELF\xff\xfe\n\x00", {}, "line 1 is not JSON"),
+            (("submit", "-"), b'{"method": "GET", "path": "/\xff"}', {}, "line 1 is not JSON"),
+            (("run", good, "--deduplication-key", "x"), "", {}, "must be a UUID"),
+            (("run", good, "--retry", "-1"), "", {}, "retry"), (("run", good, "--timeout", "nan"), "", {}, "timeout"),
+            (("run", good, "--base-url", "http://example.com"), "", {}, "https"),
+            (("run", good), "", {"ECWID_TOKEN": None}, "set ECWID_TOKEN"),
+            (("run", good), "", {"ECWID_STORE_ID": None}, "set ECWID_STORE_ID"),
+            (("run", good), "", {"ECWID_STORE_ID": "x"}, "positive integer"),
+            (("run", good, "--token-file", "none"), "", {}, "No such file.*none"),
+            (("run", good, "--token-file", self.file("a b", "bad")), "", {}, "token must be visible ASCII"),
+            (("wait", ""), "", {}, "ticket must not be empty"),
+        ):
+            with self.subTest(arguments=arguments, stdin=stdin):
+                code, out, err = self.run_command(*arguments, stdin=stdin, env=env)
+                self.assertEqual((code, out), (2, []), err)
+                self.assertRegex(err, words)
+                self.assertNotIn("to go on", err)
+                self.assertTrue(err.startswith("usage:") or err.count("\n") == 1, err)
+        self.assertEqual(self.ecwid.requests, [])
+
+    def test_a_bad_line_stops_its_batch_and_the_mended_job_goes_on(self):
+        good = self.lines(creates(700))
+        code, out, err = self.run_command("run", "-", stdin=good + "oops\n")
+        self.assertEqual((code, len(out), len(self.ecwid.ledger)), (2, 500, 500))
+        self.assertIn("line 701 is not JSON", err)
+        key = re.search("--deduplication-key ([0-9a-f-]{36})", err)[1]
+        code, out, err = self.run_command("run", "--deduplication-key", key, "-", stdin=good)
+        self.assertEqual((code, len(out), len(self.ecwid.ledger)), (0, 700, 700), err)
+
+    def test_ecwid_or_the_network_failing_is_exit_status_3_and_tells_how_to_go_on(self):
+        good = self.file(self.lines(creates(2)))
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            nobody = f"http://127.0.0.1:{unused.getsockname()[1]}/api/v3"
+        for arguments, env, words in (
+            (("run", good), {"ECWID_TOKEN": "wrong"}, "HTTP 403; INVALID_API_TOKEN.*check the token"),
+            (("run", good), {"ECWID_STORE_ID": "7"}, "HTTP 404; STORE_NOT_FOUND"),
+            (("status", "T"), {}, r"HTTP 404.*check the store id, the ticket.*\[ticket T\]"),
+        ):
+            code, out, err = self.run_command(*arguments, env=env)
+            self.assertEqual((code, out), (3, []))
+            self.assertRegex(err, words)
+            self.assertLessEqual(err.count("\n"), 2)
+        code, _, err = self.run_command("run", good, env={"ECWID_BASE_URL": nobody})
+        self.assertEqual(code, 3)
+        self.assertRegex(err, "ConnectionRefusedError(?s:.*)--deduplication-key")
+        self.ecwid.faults.append(lambda handler: handler.send(429, {"Retry-After": "999"}, {}))
+        code, _, err = self.run_command("run", good)
+        self.assertEqual(code, 3)
+        self.assertRegex(err, "HTTP 429.*not to be called again within 999 s")
+        key = re.search("--deduplication-key ([0-9a-f-]{36})", err)[1]
+        self.assertEqual(self.run_command("run", good, "--deduplication-key", key)[0], 0)
+
+    def test_a_timeout_is_exit_status_4_and_tells_how_to_go_on(self):
+        self.ecwid.latency = 0.5
+        good = self.file(self.lines(creates(4)))
+        code, out, err = self.run_command("run", good, "--timeout", "0.6")
+        ticket = next(iter(self.ecwid.jobs))
+        self.assertEqual((code, out), (4, []))
+        self.assertRegex(err, rf"timeout(?s:.*){ticket}(?s:.*)--deduplication-key")
+        code, out, err = self.run_command("wait", ticket, "--timeout", "0.3")
+        self.assertEqual((code, out), (4, []))
+        self.assertIn(f"ecwid-batch wait {ticket}", err)
+        code, out, err = self.run_command("wait", ticket)
+        self.assertEqual((code, len(out)), (0, 4))
+
+    def test_an_interrupted_run_goes_on_without_running_anything_twice(self):
+        self.ecwid.latency = 0.002
+        good = self.file(self.lines(creates(1200)))
+        process = self.start("run", good, "--continue-on-failure")
+        first = process.stdout.readline()
+        self.assertEqual(json.loads(first)["id"], "000001")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 130, err)
+        self.assertNotIn(b"Traceback", err)
+        key = re.search("--deduplication-key ([0-9a-f-]{36})", err.decode())[1]
+        for ticket in re.search(r"\[ticket ([^]]+)\]", err.decode())[1].split(", "):
+            self.assertIn(ticket, self.ecwid.jobs)
+        code, out, err = self.run_command("run", good, "--continue-on-failure", "--deduplication-key", key)
+        self.assertEqual((code, len(out), len(self.ecwid.ledger)), (0, 1200, 1200), err)
+
+    def test_a_closed_pipe_ends_it_quietly(self):
+        process = self.start("run", self.file(self.lines([BatchRequest.get("/profile")] * 1000)))
+        process.stdout.readline()
+        process.stdout.close()
+        err = process.stderr.read().decode()
+        process.stdin.close()
+        process.stderr.close()
+        self.assertEqual(process.wait(60), 130)
+        self.assertRegex(err, r"^ecwid-batch: interrupted.*\necwid-batch: to go on, .*\n$")
+
+    def test_the_token_may_be_in_a_file(self):
+        token = self.file(self.ecwid.token + "\n", "token")
+        code, _, err = self.run_command("run", "-", "--token-file", token, stdin=EXAMPLE, env={"ECWID_TOKEN": None})
+        self.assertEqual(code, 0, err)
+
+    def test_help_and_version(self):
+        code, out, err = self.run_command("--version")
+        self.assertEqual((code, out), (0, [f"ecwid-batch {ecwid_batch.__version__}"]))
+        for command in ((), ("run",), ("submit",), ("wait",), ("status",), ("cancel",), ("delete",), ("list",)):
+            code, out, err = self.run_command(*command, "--help")
+            self.assertEqual((code, err), (0, ""))
+            self.assertRegex("\n".join(out), "ecwid-batch" if not command else f"Example: ecwid-batch {command[0]} ")
+
+    def test_progress_is_drawn_on_a_terminal_only(self):
+        try:
+            import pty
+        except ImportError:
+            self.skipTest("no terminals here")
+        self.ecwid.latency = 0.004
+        for name, text, total in (("a", self.lines(creates(250)), "/250"), ("b", json.dumps(
+            [{"method": "GET", "path": "/profile"}] * 250), "/250")):
+            master, slave = pty.openpty()
+            with self.start("run", self.file(text, name), stderr=slave) as process:
+                os.close(slave)
+                out, _ = process.communicate(timeout=60)
+            drawn = b""
+            with contextlib.suppress(OSError):
+                while chunk := os.read(master, 65536):
+                    drawn += chunk
+            os.close(master)
+            self.assertEqual(len(out.splitlines()), 250)
+            self.assertRegex(drawn.decode(), rf"\r\x1b\[K\d+{total} requests, \d+\.\d/s(, \d:\d\d:\d\d left)?")
+            self.assertRegex(drawn.decode(), r"\r\x1b\[K250 requests: 250 succeeded, 0 failed, 0 did not run; \d+\.\d s\r\n$")
 
 
 class TheStandIn(TestCase):
