@@ -190,7 +190,7 @@ class Batch:
     allow_parallel_mode    True: up to 100 at once. Ecwid's default: one after another
     stop_on_first_failure  False: go on after a failure; a request that met a 5XX is tried 5 times, 3 s apart.
                            Ecwid's default: the first failure ends the batch, the rest is NOT_EXECUTED
-    deduplication_key      a UUID: batches with one key are one batch, for an hour. "new" makes one; None sends none, and
+    deduplication_key      a UUID: for an hour, batches with one key are one batch. "new" makes one; None sends none:
                            then only a submission that surely did not run is tried again
     group_id               a name by which to cancel the batch
 
@@ -466,7 +466,7 @@ class BatchStatus:
         """Read an answer of the API as it is, or what `to_dict` gave. InvalidResponseError if it is neither."""
         get = data.get if isinstance(data, dict) else {}.get
         if get("status") not in _STATUSES:
-            raise InvalidResponseError(f"a batch status must be an object whose status is one of {', '.join(_STATUSES)}")
+            raise InvalidResponseError(f"a batch status must be an object with a status of {', '.join(_STATUSES)}")
         ticket, rows, counts = get("ticket"), get("responses"), (get("totalRequests", 0), get("completedRequests", 0))
         if any(type(count) is not int or count < 0 for count in counts):
             raise InvalidResponseError("totalRequests and completedRequests of a batch status must be counts")
@@ -535,7 +535,7 @@ class BatchStatus:
             found.update(zip(missing, unnamed))  # they ran one after another, so their order tells them apart
         found.pop(None, None)
         if self.total_requests not in (0, len(batch)) or found.keys() - {request.id for request in batch}:
-            raise InvalidResponseError("the ticket is of another batch: was its deduplication key used within the hour?")
+            raise InvalidResponseError("the ticket is of another batch; was its deduplication key used before?")
         responses = []
         for request in batch:
             response = found.get(request.id) or BatchResponse(request.id, "NOT_EXECUTED", None, _LEFT_OUT)
@@ -543,8 +543,8 @@ class BatchStatus:
         return dataclasses.replace(self, responses=tuple(responses))
 
     def _worth_retrying(self, stops: bool) -> set[str]:
-        """The ids of what `stream` runs again. What did not run goes along only behind the failure that stopped it: without
-        one, somebody cancelled it."""
+        """The ids of what `stream` runs again. What did not run goes along only behind the failure that stopped it:
+        without one, somebody cancelled it."""
         if not self.failed or stops and not all(response.retryable for response in self.failed):
             return set()
         again = self.failed + self.not_executed if stops else self.failed
@@ -644,8 +644,8 @@ class EcwidClient:
     timeout      seconds for one exchange, from the name look-up to the last byte of the answer
     max_retries  how many more tries a call gets, after full-jitter exponential backoff from 0.5 s to 30 s. Retry-After
                  is obeyed; one of more than 60 s, or past the caller's own timeout, is raised
-    opener       a urllib.request.OpenerDirector instead of our own, which is urllib's with the proxies and the CA bundle
-                 of the environment, but follows no redirect
+    opener       a urllib.request.OpenerDirector of your own; else urllib's handlers, with the proxies and the CA bundle
+                 of the environment, but none for redirects
 
     What is wrong here or in an argument is a ValueError or TypeError; every method can raise ApiError, RateLimitError,
     TransportError and InvalidResponseError.
@@ -665,7 +665,7 @@ class EcwidClient:
         if isinstance(store_id, str) and re.fullmatch("[0-9]{1,18}", store_id):
             store_id = int(store_id)
         if isinstance(store_id, bool) or not isinstance(store_id, int) or store_id < 1:
-            raise ValueError(f"store_id must be a positive integer such as 1003, not {store_id!r}")
+            raise ValueError("store_id must be a positive integer such as 1003")  # not shown: it may be the token
         if not isinstance(token, str) or not re.fullmatch("[!-~]+", token):
             raise ValueError("token must be visible ASCII, without spaces or a newline (it is not shown here)")
         _check_number("timeout", timeout, (int, float), 0.001, 86400)
@@ -677,7 +677,7 @@ class EcwidClient:
 
     @classmethod
     def from_env(cls, **options: Any) -> EcwidClient:
-        """The client of ECWID_STORE_ID, ECWID_TOKEN and, if set, ECWID_BASE_URL; `options` as of EcwidClient go first."""
+        """The client of ECWID_STORE_ID, ECWID_TOKEN and, if set, ECWID_BASE_URL; `options`, as of EcwidClient, win."""
         for option in ("store_id", "token", "base_url"):
             name = f"ECWID_{option.upper()}"
             if os.environ.get(name):
@@ -720,9 +720,9 @@ class EcwidClient:
         """Run any number of requests, read as they are needed: their responses, one each, in their order.
 
         retry          how often what is `retryable` of a batch is run again, as a further batch
-        max_in_flight  how many batches are at Ecwid at once. With stop_on_first_failure (the default) it is one: the next
-                       is submitted when all of the one before has succeeded; after a failure none is, and the rest of
-                       the responses are NOT_EXECUTED
+        max_in_flight  how many batches are at Ecwid at once. With stop_on_first_failure (the default) it is one: the
+                       next is submitted when all of the one before has succeeded; after a failure none is, and the
+                       rest of the responses are NOT_EXECUTED
         timeout        seconds for the whole job
         on_progress    as of `wait`, for the oldest batch at Ecwid
         batch_options  as of Batch. deduplication_key is the job's: the same requests under the same key find their
@@ -923,7 +923,8 @@ class EcwidClient:
 
     def _refusal(self, name: str, status: int, headers: Any, body: bytearray) -> EcwidError:
         if 300 <= status < 400:
-            return TransportError(f"{name}: HTTP {status}; no redirect is followed, it would take the token: check base_url")
+            words = "no redirect is followed, since it would take the token along; check base_url"
+            return TransportError(f"{name}: HTTP {status}; {words}")
         try:
             answer = _parsed(body, "the answer")
         except ValueError:
@@ -1143,7 +1144,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ecwid-batch {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, example) in _COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text, epilog=f"Example: {example}", allow_abbrev=False)
+        epilog = f"Example: {example}"
+        command = commands.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
         option = command.add_argument
         if name in ("run", "submit"):
             option("input", metavar="FILE", help="a JSON array, or one JSON object per line; - for standard input")
@@ -1155,7 +1157,7 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("status", "wait", "delete"):
             option("ticket", metavar="TICKET")
         if name == "run":
-            option("--retry", metavar="N", type=int, default=0, help="run what can safely be repeated up to N times more")
+            option("--retry", metavar="N", type=int, default=0, help="run up to N times more what safely can")
         if name in ("run", "wait"):
             option("--timeout", metavar="S", type=float, help="seconds to wait for the end; then exit status 4")
         if name == "status":
@@ -1203,7 +1205,8 @@ class _Report:
         }
         self.redraw()
         print(json.dumps(line), flush=True)
-        self.counts["succeeded" if response.ok else "did not run" if response.status == "NOT_EXECUTED" else "failed"] += 1
+        outcome = {"COMPLETED": "succeeded", "NOT_EXECUTED": "did not run"}.get(response.status, "failed")
+        self.counts[outcome] += 1
 
     def end(self) -> int:
         counts = ", ".join(f"{count:,} {what}" for what, count in self.counts.items())
@@ -1270,7 +1273,8 @@ def _job(args: argparse.Namespace, client: EcwidClient, key: str | None, report:
             request = client._request("POST", "/batch", batch.query, batch.to_json())
             headers = {name.title(): value for name, value in request.header_items()}
             headers["Authorization"] = "Bearer ***"
-            print(f"POST {request.full_url}", *map(": ".join, headers.items()), "", batch.to_json().decode(), "", sep="\n")
+            print(f"POST {request.full_url}", *map(": ".join, headers.items()), sep="\n")
+            print(f"\n{batch.to_json().decode()}\n")
         else:
             print(client.submit(batch), flush=True)
             report.sent = True

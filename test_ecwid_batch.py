@@ -37,7 +37,7 @@ import pathlib
 import pickle
 import random
 import re
-import shlex
+import shutil
 import signal
 import socket
 import struct
@@ -58,8 +58,18 @@ from unittest import mock
 
 import ecwid_batch
 from ecwid_batch import (
-    ApiError, Batch, BatchFailedError, BatchRequest, BatchResponse, BatchStatus, BatchTimeoutError, EcwidClient,
-    EcwidError, InvalidResponseError, RateLimitError, TransportError,
+    ApiError,
+    Batch,
+    BatchFailedError,
+    BatchRequest,
+    BatchResponse,
+    BatchStatus,
+    BatchTimeoutError,
+    EcwidClient,
+    EcwidError,
+    InvalidResponseError,
+    RateLimitError,
+    TransportError,
 )
 
 EXAMPLE = """[
@@ -257,7 +267,7 @@ class Engine:
             self.advance(now)
             url = urllib.parse.urlsplit(target)
             query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
-            _, store, path = (url.path.split("/", 2) + ["", ""])[:3]
+            _, store, path = [*url.path.split("/", 2), "", ""][:3]
             self.calls.append((method, "/" + path, query, dict(headers), body))
             wait = self.limited(now)
             if wait:
@@ -401,10 +411,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.act = lambda: self.standin.handle(
             self.command, self.path[len("/api/v3") :] if self.path.startswith("/api/v3/") else self.path, self.headers, body
         )
+        answer = self.act() if fault is None or isinstance(fault, str) and "after" in fault else None
         if callable(fault):
-            return fault(self)
-        answer = self.act() if fault is None or "after" in fault else None
-        if fault is None:
+            fault(self)
+        elif fault is None:
             self.send(*answer)
         elif fault.startswith("reset"):
             self.reset()
@@ -1204,9 +1214,9 @@ class TheWire(TestCase):
     def test_proxies_of_the_environment_are_not_asked_for_loopback_but_for_the_rest(self):
         with mock.patch.dict(os.environ, {"http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"}):
             self.assertEqual(len(self.standin().client().run(Batch(creates(1)))), 1)
-            with mock.patch("socket.create_connection", side_effect=ConnectionRefusedError("no")) as connect:
-                with self.assertRaises(TransportError):
-                    EcwidClient(1003, "t", base_url="https://example.invalid", max_retries=0).status("T")
+            refused = mock.patch("socket.create_connection", side_effect=ConnectionRefusedError("no"))
+            with refused as connect, self.assertRaises(TransportError):
+                EcwidClient(1003, "t", base_url="https://example.invalid", max_retries=0).status("T")
             self.assertEqual(connect.call_args[0][0], ("127.0.0.1", 1))
 
     def test_one_client_serves_many_threads(self):
@@ -1330,9 +1340,9 @@ class ExactlyOnce(TestCase):
     def test_a_name_that_cannot_be_looked_up_did_not_run(self):
         clock = self.clock()
         client = EcwidClient(1003, "t", base_url="https://ecwid.invalid", max_retries=2)
-        with mock.patch("socket.getaddrinfo", side_effect=socket.gaierror(-2, "unknown")) as look_up:
-            with self.raises(TransportError, "gaierror.*unknown"):
-                client.submit(Batch(creates(1), deduplication_key=None))
+        unknown = mock.patch("socket.getaddrinfo", side_effect=socket.gaierror(-2, "unknown"))
+        with unknown as look_up, self.raises(TransportError, "gaierror.*unknown"):
+            client.submit(Batch(creates(1), deduplication_key=None))
         self.assertEqual((look_up.call_count, len(clock.sleeps)), (3, 2))
 
 
@@ -1593,9 +1603,10 @@ class Secrets(TestCase):
         self.assertIn("POST /api/v3/1003/batch: 500", handler.stream.getvalue())
         for text in seen:
             self.assertNotIn(token, text)
-        with self.assertRaises(ValueError) as caught:
-            EcwidClient(1003, token + "\n")
-        self.assertNotIn(token, str(caught.exception))
+        for arguments in ((1003, token + "\n"), (token, 1003)):
+            with self.assertRaises(ValueError) as caught:
+                EcwidClient(*arguments)
+            self.assertNotIn(token, str(caught.exception))
 
     def test_words_from_outside_are_one_short_line(self):
         shown = EcwidClient(1003, "secret_x")._shown("\x1b[31mred\r\n" + "x" * 1000 + " secret_x")
@@ -2055,7 +2066,7 @@ class CommandLine(TestCase):
         for command in (["ecwid_batch.py"], ["-m", "ecwid_batch"]):
             out = subprocess.run(
                 [sys.executable, *command, "run", "-v", "-"], input=EXAMPLE.encode(), env=self.environment(), cwd=HERE,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
+                capture_output=True, timeout=60,
             )
             self.assertEqual(out.returncode, 1 if "-m" in command else 0)  # the second time the SKU is there
             self.assertEqual(len(out.stdout.splitlines()), 3)
@@ -2282,6 +2293,83 @@ class CommandLine(TestCase):
             self.assertEqual(len(out.splitlines()), 250)
             self.assertRegex(drawn.decode(), rf"\r\x1b\[K\d+{total} requests, \d+\.\d/s(, \d:\d\d:\d\d left)?")
             self.assertRegex(drawn.decode(), r"\r\x1b\[K250 requests: 250 succeeded, 0 failed, 0 did not run; \d+\.\d s\r\n$")
+
+
+class Readme(TestCase):
+    """Every block of the README runs, against the stand-in."""
+
+    def blocks(self, language):
+        return re.findall(rf"^```{language}\n(.*?)^```$", (HERE / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+
+    def test_its_python_runs_in_order(self):
+        clock, ecwid = self.clock(), self.standin(latency=0.01)
+        environment = {"ECWID_STORE_ID": "1003", "ECWID_TOKEN": ecwid.token, "ECWID_BASE_URL": ecwid.base_url}
+        names, handlers, out = {}, [], io.StringIO()
+        with mock.patch.dict(os.environ, environment), contextlib.redirect_stdout(out):
+            for number, block in enumerate(self.blocks("python"), 1):
+                names.pop("handler", None)
+                exec(compile(block, f"README.md, block {number}", "exec"), names)
+                if "handler" in names:
+                    handlers.append(names["handler"])
+            context = mock.Mock()
+            context.get_remaining_time_in_millis.side_effect = lambda: 1000 * (deadline - clock.now)
+            wait, look, queue = handlers
+            deadline = clock.now + 10
+            self.assertEqual(wait({"prices": {"1": 5.5, "999": 1}}, context), {"status": "COMPLETED", "failed": ["000002"]})
+            self.assertEqual(ecwid.shop.items["products"][1]["price"], 5.5)
+            ecwid.latency, deadline = 5.0, clock.now + 4
+            unfinished = wait({"prices": {"1": 6}}, context)
+            self.assertEqual((unfinished["status"], unfinished["ticket"] in ecwid.jobs), ("IN_PROGRESS", True))
+            self.assertLess(clock.now, deadline)
+            event = look({"batch": EXAMPLE, "key": UUID}, context)
+            self.assertEqual(look({"batch": EXAMPLE, "key": UUID}, context), event)
+            self.assertEqual(look(event, context)["status"], "QUEUED")
+            clock.sleep(60)
+            again = look(json.loads(json.dumps(look(event, context))), context)
+            self.assertEqual((again["status"], again["ticket"]), ("COMPLETED", event["ticket"]))
+            ecwid.latency, ran = 0.01, len(ecwid.ledger)
+            message = {"messageId": "m1", "body": json.dumps([{"method": "POST", "path": "/products", "body": {"name": "x"}}])}
+            ecwid.faults += ["reset after"] * 5
+            self.assertEqual(queue({"Records": [message]}, context), {"batchItemFailures": [{"itemIdentifier": "m1"}]})
+            self.assertEqual(queue({"Records": [message, message]}, context), {"batchItemFailures": []})
+            self.assertEqual(len(ecwid.ledger), ran + 1)
+        self.assertEqual(len(handlers), 3)
+        self.assertIn("/products/1 200 {'updateCount': 1}", out.getvalue())
+
+    @unittest.skipUnless(all(map(shutil.which, ("bash", "sha256sum"))), "needs bash and sha256sum")
+    def test_its_shell_commands_run(self):
+        ecwid = self.standin()
+        environment = {**CLEAN_ENV, "ECWID_STORE_ID": "1003", "ECWID_TOKEN": ecwid.token, "ECWID_BASE_URL": ecwid.base_url}
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(HERE / "ecwid_batch.py", folder)
+            python = pathlib.Path(folder, "python3")
+            python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+            python.chmod(0o755)
+            environment["PATH"] = f"{folder}{os.pathsep}{environment['PATH']}"
+            out = [
+                subprocess.run(["bash", "-euc", block], cwd=folder, env=environment, capture_output=True, timeout=60, check=True)
+                for block in self.blocks("sh")
+            ]
+            vendored, commands = (result.stdout.decode() for result in out)
+            self.assertEqual(vendored, f"{ecwid_batch.__version__}\necwid_batch.py: OK\n")
+            self.assertIn("Authorization: Bearer ***", commands)
+            self.assertRegex(commands, r'(?m)^2$')
+            self.assertIn('"status": "COMPLETED", "totalRequests": 2, "completedRequests": 2', commands)
+            rows = pathlib.Path(folder, "responses.jsonl").read_text().splitlines()
+            self.assertEqual([json.loads(row)["path"] for row in rows], ["/products/1", "/products?limit=1"])
+
+    def test_it_tells_the_defaults_and_the_limits_as_they_are(self):
+        text = (HERE / "README.md").read_text(encoding="utf-8")
+        self.assertLessEqual(len(text.splitlines()), 265)
+        parameters = {
+            **inspect.signature(EcwidClient).parameters, **inspect.signature(EcwidClient.stream).parameters,
+        }
+        for option in ("max_retries", "retry", "max_in_flight"):
+            self.assertRegex(text, rf"{option}=\)` \| {parameters[option].default} \|")
+        self.assertRegex(text, rf"EcwidClient\(timeout=\)` \| {inspect.signature(EcwidClient).parameters['timeout'].default:g} \|")
+        for name in ecwid_batch.__all__:
+            if name not in ("main", "BatchResponse", "BatchStatus"):
+                self.assertRegex(text, rf"\b{name}\b")
 
 
 class TheStandIn(TestCase):
