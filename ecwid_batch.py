@@ -923,8 +923,8 @@ class EcwidClient:
 
     def _refusal(self, name: str, status: int, headers: Any, body: bytearray) -> EcwidError:
         if 300 <= status < 400:
-            words = "no redirect is followed, since it would take the token along; check base_url"
-            return TransportError(f"{name}: HTTP {status}; {words}")
+            advice = "no redirect is followed, since it would take the token along; check base_url"
+            return TransportError(f"{name}: HTTP {status}; {advice}")
         try:
             answer = _parsed(body, "the answer")
         except ValueError:
