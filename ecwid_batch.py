@@ -1018,7 +1018,7 @@ def _receive(
                 if len(body) > _MAX_ANSWER:
                     raise InvalidResponseError(f"the answer is larger than {_MAX_ANSWER} bytes")
                 if time.monotonic() > ends:
-                    break
+                    raise _error(TransportError, f"no whole answer within {seconds:.3g} s", _UNKNOWN)
             if size < whole < math.inf or unzip and not unzip.eof:
                 raise _error(TransportError, f"the answer is cut off after {size} bytes", _UNKNOWN)
             return getattr(response, "status", None) or response.code, headers, body

@@ -1564,7 +1564,7 @@ class Secrets(TestCase):
         return [call[3] for call in listener.calls]
 
     def test_no_redirect_is_followed(self):
-        for status in (301, 302, 303, 307, 308):
+        for status in (300, 301, 302, 303, 307, 308, 399):
             self.assertEqual(self.redirects(status), [])
 
     def test_a_callers_opener_that_follows_redirects_does_not_take_the_token_along(self):
@@ -2116,9 +2116,10 @@ class CommandLine(TestCase):
         self.assertEqual(code, 0, err)
 
     def test_retry_runs_again_what_can_be(self):
-        answers = iter([(429, {}), (200, {})])
-        self.ecwid.script = lambda call: next(answers)
-        self.assertEqual(self.run_command("run", "--retry", "1", "-", stdin=self.lines(creates(1)))[0], 0)
+        for arguments, expected in ((["--retry", "1"], 0), ([], 1)):
+            answers = iter([(429, {}), (200, {})])
+            self.ecwid.script = lambda call: next(answers)
+            self.assertEqual(self.run_command("run", *arguments, "-", stdin=self.lines(creates(1)))[0], expected)
 
     def test_submit_status_wait_list_cancel_and_delete(self):
         self.ecwid.latency = 0.05
@@ -2258,7 +2259,8 @@ class CommandLine(TestCase):
         process.stdin.close()
         process.stderr.close()
         self.assertEqual(process.wait(60), 130)
-        self.assertRegex(err, r"^ecwid-batch: interrupted.*\necwid-batch: to go on, .*\n$")
+        ticket = list(self.ecwid.jobs)[-1]
+        self.assertRegex(err, rf"^ecwid-batch: interrupted \[ticket {ticket}\]\necwid-batch: to go on, .*\n$")
 
     def test_the_token_may_be_in_a_file(self):
         token = self.file(self.ecwid.token + "\n", "token")
