@@ -48,14 +48,13 @@ import urllib.parse
 import urllib.request
 import zlib
 
-TYPE_CHECKING = False  # as in typing, which costs a cold start too much; so do logging, uuid, argparse
+TYPE_CHECKING = False  # at run time; importing typing would slow a cold start. uuid, logging and argparse can wait too
 if TYPE_CHECKING:
     import argparse
     import logging
     from typing import IO, Any, Callable, Generator, Iterable, Iterator, Mapping, NoReturn, Optional, TypeVar
 
     T = TypeVar("T")
-    E = TypeVar("E", bound="EcwidError")
     Params = Optional[Mapping[str, Any]]
     OnProgress = Optional[Callable[["BatchStatus"], object]]
 
@@ -141,7 +140,7 @@ def _encoded_path(path: str) -> str:
     route, _, query = path.partition("?")
     while route != (decoded := urllib.parse.unquote(route)):  # %2e%2e; %252e%252e, for a server that decodes twice
         route = decoded
-    if re.search("(?:^|&)token=", query):
+    if {"token", "access_token"} & dict(urllib.parse.parse_qsl(query, keep_blank_values=True)).keys():
         raise ValueError("path must not hold a token: the client sends its own")  # nor does this message
     if not path.startswith("/") or path.startswith("//"):
         raise ValueError(f"path must be like '/orders', without https://.../api/v3/{{storeId}}, not {path!r}")
@@ -157,11 +156,13 @@ def _encoded_path(path: str) -> str:
 def _with_params(path: str, params: Params) -> str:
     if params is None:
         return path
+    if not hasattr(params, "items"):
+        raise TypeError(f"params must be a mapping such as {{'limit': 1}}, not {type(params).__name__}")
     pairs = []
     for name, value in params.items():
         _check_text("the name of a parameter", name)
-        values = value if isinstance(value, (list, tuple)) else [value]
         if value is not None:
+            values = value if isinstance(value, (list, tuple)) else [value]
             texts = [urllib.parse.quote(_text(name, item), safe="") for item in values]
             pairs.append(f"{urllib.parse.quote(name, safe='')}={','.join(texts)}")
     return path + ("&" if "?" in path else "?") + "&".join(pairs) if pairs else path
@@ -249,11 +250,13 @@ class Batch:
             vars(batch)["deduplication_key"] = str(key)
         return batch
 
-    def _only(self, ids: set[str]) -> list[BatchRequest]:
-        """Some of the requests, as they were when the batch was made, whatever became of their bodies since."""
+    def _again(self, ids: set[str | None], attempt: int, options: dict[str, Any]) -> Batch:
+        """A further batch of some of the requests, as they were when this one was made."""
         from decimal import Decimal
 
-        return [BatchRequest(**row) for row in json.loads(self.to_json(), parse_float=Decimal) if row["id"] in ids]
+        rows = json.loads(self.to_json(), parse_float=Decimal)
+        requests = [BatchRequest(**row) for row in rows if row["id"] in ids]
+        return self._part(requests, self.deduplication_key, f"retry {attempt}", options)
 
     @property
     def query(self) -> dict[str, str]:
@@ -280,35 +283,31 @@ def _with_ids(requests: tuple[BatchRequest, ...]) -> tuple[BatchRequest, ...]:
     if not 1 <= len(requests) <= _MAX_REQUESTS:
         found = "more" if requests else "none"
         raise ValueError(f"a batch holds 1 to {_MAX_REQUESTS} requests, not {found}; Batch.split takes any number")
-    taken = set()
+    taken: set[str | None] = set()
     for position, request in enumerate(requests, 1):
         if not isinstance(request, BatchRequest):
             kind = type(request).__name__
             raise TypeError(f"request {position} must be a BatchRequest, not {kind}; Batch.from_json reads JSON")
-        if request.id is not None:
-            if request.id in taken:
-                raise ValueError(f"request id {request.id!r} is repeated; only its id tells a response from the others")
-            taken.add(request.id)
+        if request.id is not None and request.id in taken:
+            raise ValueError(f"request id {request.id!r} is repeated; only its id tells a response from the others")
+        taken.add(request.id)
     named = []
     for position, request in enumerate(requests, 1):
         if request.id is None:
             while (id := f"{position:06d}") in taken:
                 position += 1
             taken.add(id)
-            fields, request = request.__dict__, object.__new__(BatchRequest)  # a copy, without the checks again
-            request.__dict__.update(fields)
-            request.__dict__["id"] = id
+            fields, request = vars(request), object.__new__(BatchRequest)  # a copy, without the checks again
+            vars(request).update(fields, id=id)
         named.append(request)
     return tuple(named)
 
 
 def _checked_key(key: str | None) -> str | None:
-    if key is None:
-        return None
     import uuid
 
     try:
-        return str(uuid.uuid4() if key == "new" else uuid.UUID(str(key)))
+        return None if key is None else str(uuid.uuid4() if key == "new" else uuid.UUID(str(key)))
     except ValueError:
         raise ValueError(f"deduplication_key must be a UUID such as {uuid.uuid4()}, not {key!r}") from None
 
@@ -413,11 +412,11 @@ class BatchResponse:
     def retryable(self) -> bool:
         """Whether asking again can help and cannot do harm: after a 408 or 429, after a 5XX of a GET, PUT or DELETE,
         and if it was not executed (but for a POST that Ecwid sent no response for: it may have run)."""
-        method = self.request.method if self.request else None
+        harmless = self.request is not None and self.request.method != "POST"
         if self.status == "NOT_EXECUTED":
-            return self.http_status_line != _LEFT_OUT or method != "POST"
+            return harmless or self.http_status_line != _LEFT_OUT
         code = self.http_status_code or 0
-        return not self.ok and (code in (408, 429) or code >= 500 and method in ("GET", "PUT", "DELETE"))
+        return not self.ok and (code in (408, 429) or code >= 500 and harmless)
 
     @classmethod
     def _from_dict(cls, row: Any) -> BatchResponse:
@@ -462,16 +461,13 @@ class BatchStatus:
     responses: tuple[BatchResponse, ...] = ()
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> BatchStatus:
+    def from_dict(cls, data: dict[str, Any]) -> BatchStatus:
         """Read an answer of the API as it is, or what `to_dict` gave. InvalidResponseError if it is neither."""
         get = data.get if isinstance(data, dict) else {}.get
-        if get("status") not in _STATUSES:
-            raise InvalidResponseError(f"a batch status must be an object with a status of {', '.join(_STATUSES)}")
         ticket, rows, counts = get("ticket"), get("responses"), (get("totalRequests", 0), get("completedRequests", 0))
-        if any(type(count) is not int or count < 0 for count in counts):
-            raise InvalidResponseError("totalRequests and completedRequests of a batch status must be counts")
-        if type(ticket) not in _TEXT or type(rows) not in (list, type(None)):
-            raise InvalidResponseError("the ticket of a batch status must be text, its responses an array")
+        right = get("status") in _STATUSES and type(ticket) in _TEXT and type(rows) in (list, type(None))
+        if not right or any(type(count) is not int or count < 0 for count in counts):
+            raise InvalidResponseError(f"no batch status: an object with a status of {', '.join(_STATUSES)} and counts")
         return cls(ticket, data["status"], *counts, tuple(map(BatchResponse._from_dict, rows or ())))
 
     def to_dict(self) -> dict[str, Any]:
@@ -510,9 +506,8 @@ class BatchStatus:
         if bad:
             name = f"{bad[0].id} ({bad[0].request.method} {bad[0].request.path})" if bad[0].request else bad[0].id
             counts = f"{len(self.failed)} of {len(self)} requests failed, {len(self.not_executed)} did not run"
-            error = BatchFailedError(f"{counts}; the first, request {name}: {bad[0].error_message}")
-            vars(error).update(failed=bad, tickets=(self.ticket,) if self.ticket else ())
-            raise error
+            words = f"{counts}; the first, request {name}: {bad[0].error_message}"
+            raise BatchFailedError(words, failed=bad, tickets=(self.ticket,) if self.ticket else ())
 
     def __getitem__(self, id: str) -> BatchResponse:
         for response in self.responses:
@@ -536,19 +531,18 @@ class BatchStatus:
         found.pop(None, None)
         if self.total_requests not in (0, len(batch)) or found.keys() - {request.id for request in batch}:
             raise InvalidResponseError("the ticket is of another batch; was its deduplication key used before?")
-        responses = []
-        for request in batch:
-            response = found.get(request.id) or BatchResponse(request.id, "NOT_EXECUTED", None, _LEFT_OUT)
-            responses.append(dataclasses.replace(response, id=request.id, request=request))
+        lost = BatchResponse(None, "NOT_EXECUTED", None, _LEFT_OUT)
+        matched = ((found.get(request.id, lost), request) for request in batch)
+        responses = (dataclasses.replace(response, id=request.id, request=request) for response, request in matched)
         return dataclasses.replace(self, responses=tuple(responses))
 
-    def _worth_retrying(self, stops: bool) -> set[str]:
+    def _worth_retrying(self, stops: bool) -> set[str | None]:
         """The ids of what `stream` runs again. What did not run goes along only behind the failure that stopped it:
         without one, somebody cancelled it."""
         if not self.failed or stops and not all(response.retryable for response in self.failed):
             return set()
         again = self.failed + self.not_executed if stops else self.failed
-        return {response.id for response in again if response.retryable and response.id is not None}
+        return {response.id for response in again if response.retryable}
 
 
 # --- Errors ----------------------------------------------------------------------------------------------------------
@@ -568,6 +562,10 @@ class EcwidError(Exception):
     deduplication_key: str | None = None
     retry_after: float | None = None
     _again = _FINAL
+
+    def __init__(self, *args: object, **facts: Any) -> None:
+        super().__init__(*args)
+        vars(self).update(facts)
 
     @property
     def ticket(self) -> str | None:
@@ -747,8 +745,8 @@ class EcwidClient:
     def delete(self, ticket: str) -> int:
         """Stop what has not run of a batch and forget it: Ecwid's deleteCount. Reference: "Delete batch request"."""
         _check_text("ticket", ticket)
+        query = {"ticketId": ticket, "ticket": ticket}  # the newer reference's name, and the older one's
         with _noting(tickets=(ticket,)):
-            query = {"ticketId": ticket, "ticket": ticket}  # the newer reference's name, and the older one's
             return self._call("DELETE", "/batch", query, lambda answer: _field(answer, "deleteCount", int))
 
     def find(self, status: str, *, offset: int = 0, limit: int = 100) -> list[BatchStatus]:
@@ -784,22 +782,18 @@ class EcwidClient:
         done; then fetch the responses."""
         begun = now = idle = time.monotonic()  # idle: when nothing was completed yet
         left, cost, last = math.inf, 0.0, None  # seconds: to the foretold end; that a look takes
-        with _noting(tickets=(ticket,)):
+        try:
             while True:
                 waited = now - begun
                 pause = min(max(left, 0.25 + 0.05 * waited), 0.25 + 0.6 * waited, 1.5 + 0.08 * waited)
                 pause = min(pause, deadline - now - 2.5 * cost)  # in time for a last look, and to fetch the responses
-                try:
-                    if pause <= 0:
-                        raise BatchTimeoutError("the timeout is over, the batch is not: wait for its ticket again")
-                    time.sleep(pause)
-                    looked = time.monotonic()
-                    last = self._status(ticket, False, deadline)
-                    now = time.monotonic()
-                    whole = self._status(ticket, True, deadline) if last.done else last
-                except BatchTimeoutError as error:
-                    error.last_status = last
-                    raise
+                if pause <= 0:
+                    raise BatchTimeoutError("the timeout is over, the batch is not: wait for its ticket again")
+                time.sleep(pause)
+                looked = time.monotonic()
+                last = self._status(ticket, False, deadline)
+                now = time.monotonic()
+                whole = self._status(ticket, True, deadline) if last.done else last
                 if on_progress:
                     on_progress(last)
                 if whole.done:
@@ -809,6 +803,9 @@ class EcwidClient:
                     left = (now - idle) * (last.total_requests / last.completed_requests - 1)
                 else:
                     idle = now
+        except (EcwidError, KeyboardInterrupt) as error:
+            vars(error).update(tickets=(ticket,), last_status=last)
+            raise
 
     def _stream(
         self, requests: Iterable[BatchRequest], retry: int, room: int, deadline: float, on_progress: OnProgress,
@@ -816,53 +813,48 @@ class EcwidClient:
     ) -> Generator[BatchResponse, None, None]:
         stops = options.get("stop_on_first_failure") is not False
         room = 1 if stops else room
-        batches = enumerate(Batch.split(requests, deduplication_key=key, **options), 1)
-        in_flight: collections.deque[tuple[int, Batch, str]] = collections.deque()  # in Ecwid's order: oldest first
-        ready: tuple[BatchResponse, ...] = ()
-        broken = None  # what the caller's iterable raised
+        batches = Batch.split(requests, deduplication_key=key, **options)
+        in_flight: collections.deque[tuple[Batch, str]] = collections.deque()  # in Ecwid's order: oldest first
+        ready: Iterator[BatchResponse] = iter(())
+        end: Exception | None = None  # of `batches`: StopIteration, or what the caller's iterable raised
         try:
             while True:
                 while len(in_flight) < room:
                     try:
-                        number, batch = next(batches, (0, None))
-                    except Exception as error:
-                        broken, batch = error, None
-                    if batch is None:
-                        room = 0
-                        break
-                    try:
-                        in_flight.append((number, batch, self._submit(batch, deadline)))
-                    except EcwidError:
-                        yield from ready
-                        raise
+                        batch = next(batches)
+                    except Exception as error:  # noqa: PERF203
+                        room, end = 0, error
+                    else:
+                        in_flight.append((batch, self._submit(batch, deadline)))
                 yield from ready  # only now, so that Ecwid has work while the caller works on these
                 if not in_flight:
                     break
-                number, batch, ticket = in_flight[0]
+                batch, ticket = in_flight[0]
                 status = self._follow(ticket, deadline, on_progress)._of(batch)
                 for attempt in range(1, retry + 1):
                     again = status._worth_retrying(stops)
                     if not again:
                         break
-                    part = Batch._part(batch._only(again), key, f"{number}.{attempt}", options)
+                    part = batch._again(again, attempt, options)
                     _pause(_backoff(attempt), deadline)
-                    ticket = self._submit(part, deadline)
-                    in_flight[0] = number, part, ticket
-                    rerun = self._follow(ticket, deadline, on_progress)._of(part)
-                    merged = [rerun[r.id] if r.id in again else r for r in status if r.id is not None]
-                    status = dataclasses.replace(status, responses=tuple(merged))._of(batch)
+                    in_flight[0] = part, self._submit(part, deadline)
+                    rerun = self._follow(in_flight[0][1], deadline, on_progress)._of(part)
+                    kept = (response for response in status if response.id not in again)
+                    status = dataclasses.replace(status, responses=(*kept, *rerun))._of(batch)
                 in_flight.popleft()
-                ready = status.responses
+                ready = iter(status.responses)
                 if stops and len(status.succeeded) < len(batch):
                     room = 0
         except (EcwidError, KeyboardInterrupt) as error:
-            vars(error).update(tickets=tuple(ticket for _, _, ticket in in_flight), deduplication_key=key)
+            if isinstance(error, EcwidError):
+                yield from ready  # what came before the submission that failed
+            vars(error).update(tickets=tuple(ticket for _, ticket in in_flight), deduplication_key=key)
             raise
-        for _, batch in batches:  # what a failure left over
+        for batch in batches:  # what a failure left over
             for request in batch:
                 yield BatchResponse(request.id, "NOT_EXECUTED", None, _NEVER_SENT, request=request)
-        if broken is not None:
-            raise broken
+        if end and not isinstance(end, StopIteration):
+            raise end
 
     def _call(
         self, method: str, path: str, query: dict[str, str], read: Callable[[Any], T], deadline: float = math.inf, *,
@@ -890,21 +882,20 @@ class EcwidClient:
         url = f"{self.base_url}/{self.store_id}{path}"
         if query:
             url += "?" + urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
-        request = urllib.request.Request(url, body, method=method)
-        request.add_header("Accept", "application/json")
-        request.add_header("Accept-Encoding", "gzip")
-        request.add_header("Cache-Control", "no-cache")
-        request.add_header("User-Agent", f"ecwid_batch/{__version__}")
+        headers = {
+            "Accept": "application/json", "Accept-Encoding": "gzip", "Cache-Control": "no-cache",
+            "User-Agent": f"ecwid_batch/{__version__}",
+        }
         if body is not None:
-            request.add_header("Content-Type", "application/json")
+            headers["Content-Type"] = "application/json"
+        request = urllib.request.Request(url, body, headers, method=method)
         # Unredirected: urllib does not take it along, should the caller's own opener follow a redirect.
         request.add_unredirected_header("Authorization", f"Bearer {self.token}")
         return request
 
     def _exchange(self, request: urllib.request.Request, seconds: float) -> Any:
         """Send a request: the JSON of its answer, or an ApiError, TransportError, InvalidResponseError."""
-        method, path = request.get_method(), urllib.parse.urlsplit(request.full_url).path
-        name = f"{method} {path}"
+        name = f"{request.get_method()} {urllib.parse.urlsplit(request.full_url).path}"
         begun, outcome, size = time.monotonic(), "no answer", 0
         try:
             status, headers, body = _within(seconds, lambda: _receive(self._opener, request, seconds))
@@ -919,24 +910,23 @@ class EcwidClient:
         try:
             return _parsed(body, "the answer")
         except ValueError as error:
-            raise _error(InvalidResponseError, f"{name}: {error}", _UNKNOWN) from None
+            raise InvalidResponseError(f"{name}: {error}", _again=_UNKNOWN) from None
 
     def _refusal(self, name: str, status: int, headers: Any, body: bytearray) -> EcwidError:
         if 300 <= status < 400:
             advice = "no redirect is followed, since it would take the token along; check base_url"
             return TransportError(f"{name}: HTTP {status}; {advice}")
-        try:
+        answer = None
+        with contextlib.suppress(ValueError):  # that it is not JSON: nothing, or a proxy's page
             answer = _parsed(body, "the answer")
-        except ValueError:
-            answer = None  # nothing, or a proxy's page
         message, code = (text and self._shown(text) for text in _error_fields(answer))
         pause = _retry_after(headers)
         words = [f"{name}: HTTP {status}", code, message or http.client.responses.get(status), _ADVICE.get(status)]
         words += [f"not to be called again within {pause:g} s"] if pause else []
-        error = (RateLimitError if status == 429 else ApiError)("; ".join(filter(None, words)))
-        error.http_status, error.code, error.message, error.retry_after = status, code, message, pause
-        error._again = _NOT_RUN if status == 429 else _UNKNOWN if status == 408 or status >= 500 else _FINAL
-        return error
+        return (RateLimitError if status == 429 else ApiError)(
+            "; ".join(filter(None, words)), http_status=status, code=code, message=message, retry_after=pause,
+            _again=_NOT_RUN if status == 429 else _UNKNOWN if status == 408 or status >= 500 else _FINAL,
+        )
 
     def _shown(self, text: object) -> str:
         """Words from outside, fit to show: one short line, without the token, should they echo it."""
@@ -948,14 +938,12 @@ class EcwidClient:
         if self.opener is not None:
             return self.opener
         tls = _tls_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
-        handlers = [
+        opener = urllib.request.OpenerDirector()
+        for handler in (  # and no HTTPRedirectHandler, which would take the token to wherever it is told
             urllib.request.HTTPHandler(), urllib.request.HTTPSHandler(context=tls),
             urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler(),
-        ]  # and no HTTPRedirectHandler, which would take the token to wherever it is told
-        if not _is_loopback(urllib.parse.urlsplit(self.base_url).hostname):
-            handlers.append(urllib.request.ProxyHandler())
-        opener = urllib.request.OpenerDirector()
-        for handler in handlers:
+            urllib.request.ProxyHandler({} if _is_loopback(urllib.parse.urlsplit(self.base_url).hostname) else None),
+        ):
             opener.add_handler(handler)
         return opener
 
@@ -975,14 +963,14 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
 
     def target() -> None:
         try:
-            outcome.extend((work(), None))
+            outcome[:] = work(), None
         except BaseException as error:
-            outcome.extend((None, error))
+            outcome[:] = None, error
         done.release()
 
-    _thread.start_new_thread(target, ())
+    _thread.start_new_thread(target, ())  # threading's own bookkeeping would cost as much again
     if not done.acquire(timeout=seconds):
-        raise _error(TransportError, f"no whole answer within {seconds:.3g} s", _UNKNOWN)
+        raise TransportError(f"no whole answer within {seconds:.3g} s", _again=_UNKNOWN)
     result: T
     result, error = outcome
     if error is not None:
@@ -1003,11 +991,11 @@ def _receive(
             response = error
             if error.fp is None:
                 return error.code, error.headers or {}, body
-        with contextlib.closing(response):
+        with response:
             headers = response.headers or {}
             unzip = zlib.decompressobj(31) if headers.get("Content-Encoding", "").lower() == "gzip" else None
-            length = str(headers.get("Content-Length", ""))
-            whole = int(length) if length.isdigit() and not headers.get("Transfer-Encoding") else math.inf
+            length = getattr(response, "length", None)  # the Content-Length, as http.client reads it
+            whole = math.inf if length is None else length
             read = getattr(response, "read1", response.read)  # read would wait for a whole chunk, however slow
             while size < whole:
                 data = read(65536)
@@ -1018,25 +1006,16 @@ def _receive(
                 if len(body) > _MAX_ANSWER:
                     raise InvalidResponseError(f"the answer is larger than {_MAX_ANSWER} bytes")
                 if time.monotonic() > ends:
-                    raise _error(TransportError, f"no whole answer within {seconds:.3g} s", _UNKNOWN)
+                    raise TransportError(f"no whole answer within {seconds:.3g} s", _again=_UNKNOWN)
             if size < whole < math.inf or unzip and not unzip.eof:
-                raise _error(TransportError, f"the answer is cut off after {size} bytes", _UNKNOWN)
-            return getattr(response, "status", None) or response.code, headers, body
-    except (OSError, http.client.HTTPException, zlib.error) as error:
+                raise TransportError(f"the answer is cut off after {size} bytes", _again=_UNKNOWN)
+            return getattr(response, "status", None) or response.getcode(), headers, body
+    except (OSError, ValueError, http.client.HTTPException, zlib.error) as error:
         reason = getattr(error, "reason", None)
         cause = reason if isinstance(reason, Exception) else error
-        again = _UNKNOWN
-        if isinstance(cause, (socket.gaierror, ConnectionRefusedError)):
-            again = _NOT_RUN
-        elif isinstance(cause, ssl.SSLCertVerificationError):
-            again = _FINAL
-        raise _error(TransportError, f"{type(cause).__name__}: {cause}", again) from None  # it may quote the token
-
-
-def _error(kind: type[E], message: str, again: int) -> E:
-    error = kind(message)
-    error._again = again
-    return error
+        again = _NOT_RUN if isinstance(cause, (socket.gaierror, ConnectionRefusedError)) else _UNKNOWN
+        again = _FINAL if isinstance(cause, ssl.SSLCertVerificationError) else again
+        raise TransportError(f"{type(cause).__name__}: {cause}", _again=again) from None  # it may quote the token
 
 
 def _retry_after(headers: Any) -> float | None:
@@ -1049,13 +1028,13 @@ def _retry_after(headers: Any) -> float | None:
         else:  # counted from the server's own clock, if it tells
             now = email.utils.parsedate_tz(headers.get("Date") or "")
             seconds = email.utils.mktime_tz(date) - (email.utils.mktime_tz(now) if now else time.time())
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, IndexError):  # IndexError: parsedate_tz of Python 3.8
         return None
     return seconds if 0 <= seconds < math.inf else None
 
 
 def _backoff(attempt: int) -> float:
-    return random.uniform(0, min(_BACKOFF_CAP, _BACKOFF_FIRST * 2 ** (attempt - 1)))
+    return random.uniform(0, min(_BACKOFF_CAP, _BACKOFF_FIRST * 2 ** min(attempt - 1, 9)))
 
 
 def _pause(seconds: float, deadline: float) -> None:
@@ -1152,7 +1131,7 @@ def _parser() -> argparse.ArgumentParser:
             option("--parallel", action="store_true", help="run up to 100 requests of a batch at once")
             option("--continue-on-failure", action="store_true", help="do not stop at the first failed request")
             option("--group", metavar="ID", help="a name by which to cancel the job")
-            option("--deduplication-key", metavar="UUID", help="of a job begun within the hour: go on with it")
+            option("--deduplication-key", metavar="UUID", default="new", help="of a job of the last hour: continue it")
             option("--dry-run", action="store_true", help="print the HTTP requests, the token masked; send nothing")
         if name in ("status", "wait", "delete"):
             option("ticket", metavar="TICKET")
@@ -1178,8 +1157,8 @@ class _Report:
     """What a user sees of a job: responses on standard output; on standard error progress, if it is a terminal, a
     summary, and what went wrong."""
 
-    def __init__(self, quiet: bool) -> None:
-        self.quiet, self.live = quiet, sys.stderr.isatty() and not quiet
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.live = args, sys.stderr.isatty() and not args.quiet
         self.begun, self.total, self.sent = time.monotonic(), 0, False
         self.counts = {"succeeded": 0, "failed": 0, "did not run": 0}
 
@@ -1187,9 +1166,8 @@ class _Report:
         self.sent = True
         done = sum(self.counts.values()) + status.completed_requests
         rate = done / max(time.monotonic() - self.begun, 0.001)
-        of, left = f"/{self.total:,}" if self.total else "", ""
-        if self.total and rate:
-            left = f", {datetime.timedelta(seconds=round(max(0, self.total - done) / rate))} left"
+        of = f"/{self.total:,}" if self.total else ""
+        left = f", {datetime.timedelta(seconds=max(0, self.total - done) // rate)} left" if of and rate else ""
         self.redraw(f"{done:,}{of} requests, {rate:.1f}/s{left}")
 
     def redraw(self, line: str = "") -> None:
@@ -1205,27 +1183,26 @@ class _Report:
         }
         self.redraw()
         print(json.dumps(line), flush=True)
-        outcome = {"COMPLETED": "succeeded", "NOT_EXECUTED": "did not run"}.get(response.status, "failed")
-        self.counts[outcome] += 1
+        self.counts[{"COMPLETED": "succeeded", "NOT_EXECUTED": "did not run"}.get(response.status, "failed")] += 1
 
     def end(self) -> int:
-        counts = ", ".join(f"{count:,} {what}" for what, count in self.counts.items())
-        if not self.quiet:
-            total, seconds = sum(self.counts.values()), time.monotonic() - self.begun
+        total, seconds = sum(self.counts.values()), time.monotonic() - self.begun
+        if not self.args.quiet:
+            counts = ", ".join(f"{count:,} {what}" for what, count in self.counts.items())
             print(f"{total:,} requests: {counts}; {seconds:.1f} s", file=sys.stderr)
-        return 0 if self.counts["succeeded"] == sum(self.counts.values()) else 1
+        return 0 if self.counts["succeeded"] == total else 1
 
-    def failure(self, error: BaseException, command: str, key: str | None) -> int:
+    def failure(self, error: BaseException) -> int:
         kinds = {BatchTimeoutError: 4, EcwidError: 3, KeyboardInterrupt: 130, BrokenPipeError: 130}
         code = next((code for kind, code in kinds.items() if isinstance(error, kind)), 2)
         tickets = ", ".join(getattr(error, "tickets", ()))
         self.redraw()
         words = "interrupted" if code == 130 else error.args[0] if isinstance(error, EcwidError) else error
         print(f"ecwid-batch: {words}{tickets and f' [ticket {tickets}]'}", file=sys.stderr)
-        if command in ("run", "submit") and (self.sent or code != 2):
-            again = f"the same command with --deduplication-key {key}"
+        if "deduplication_key" in self.args and (self.sent or code != 2):
+            again = f"the same command with --deduplication-key {self.args.deduplication_key}"
             print(f"ecwid-batch: to go on, within the hour: {again}; what ran does not run again", file=sys.stderr)
-        elif command == "wait" and code != 2 and not isinstance(error, ApiError):
+        elif self.args.command == "wait" and code != 2 and not isinstance(error, ApiError):
             print(f"ecwid-batch: to go on: ecwid-batch wait {tickets or 'TICKET'}", file=sys.stderr)
         return code
 
@@ -1248,20 +1225,19 @@ def _requests(file: Iterable[bytes], report: _Report) -> Iterator[BatchRequest]:
         raise ValueError("the input holds no requests")
 
 
-def _job(args: argparse.Namespace, client: EcwidClient, key: str | None, report: _Report, file: IO[bytes]) -> int:
+def _job(args: argparse.Namespace, client: EcwidClient, report: _Report, file: IO[bytes]) -> int:
     """run and submit, with or without --dry-run."""
     if report.live and file.seekable():
         report.total = sum(1 for line in file if line.strip())
         file.seek(0)
     requests = _requests(file, report)
     options = {
-        "allow_parallel_mode": args.parallel or None, "stop_on_first_failure": not args.continue_on_failure and None,
-        "group_id": args.group, "deduplication_key": key,
+        "allow_parallel_mode": args.parallel or None, "deduplication_key": args.deduplication_key,
+        "stop_on_first_failure": False if args.continue_on_failure else None, "group_id": args.group,
     }
     if args.command == "run" and not args.dry_run:
-        responses = client.stream(
-            requests, retry=args.retry, timeout=args.timeout, on_progress=report.progress, **options
-        )
+        options.update(retry=args.retry, timeout=args.timeout, on_progress=report.progress)
+        responses = client.stream(requests, **options)
         try:
             for response in responses:
                 report.response(response)
@@ -1271,26 +1247,24 @@ def _job(args: argparse.Namespace, client: EcwidClient, key: str | None, report:
     for batch in Batch.split(requests, **options):
         if args.dry_run:
             request = client._request("POST", "/batch", batch.query, batch.to_json())
-            headers = {name.title(): value for name, value in request.header_items()}
-            headers["Authorization"] = "Bearer ***"
-            print(f"POST {request.full_url}", *map(": ".join, headers.items()), sep="\n")
-            print(f"\n{batch.to_json().decode()}\n")
+            headers = {**dict(request.header_items()), "Authorization": "Bearer ***"}
+            lines = [f"POST {request.full_url}", *(f"{name.title()}: {value}" for name, value in headers.items())]
+            print(*lines, "", batch.to_json().decode(), "", sep="\n")
         else:
             print(client.submit(batch), flush=True)
             report.sent = True
     return 0
 
 
-def _command(args: argparse.Namespace, key: str | None, report: _Report) -> int:
+def _command(args: argparse.Namespace, report: _Report) -> int:
     options = {"base_url": args.base_url} if args.base_url else {}
     if args.token_file:
         with open(args.token_file, encoding="utf-8") as file:
             options["token"] = file.read().strip()
     client = EcwidClient.from_env(**options)
     if args.command in ("run", "submit"):
-        from_stdin = args.input == "-"
-        with open(0 if from_stdin else args.input, "rb", closefd=not from_stdin) as file:
-            return _job(args, client, key, report, file)
+        with open(0 if args.input == "-" else args.input, "rb", closefd=args.input != "-") as file:
+            return _job(args, client, report, file)
     if args.command == "wait":
         for response in client.wait(args.ticket, timeout=args.timeout, on_progress=report.progress):
             report.response(response)
@@ -1302,9 +1276,12 @@ def _command(args: argparse.Namespace, key: str | None, report: _Report) -> int:
     elif args.command == "delete":
         print(json.dumps({"deleteCount": client.delete(args.ticket)}))
     else:
-        pages = (client.find(args.status, offset=offset) for offset in itertools.count(0, 100))
-        for status in itertools.chain.from_iterable(itertools.takewhile(bool, pages)):
-            print(json.dumps({"ticket": status.ticket, "status": status.status}))
+        for offset in itertools.count(0, 100):
+            page = client.find(args.status, offset=offset)
+            for status in page:
+                print(json.dumps({"ticket": status.ticket, "status": status.status}))
+            if len(page) < 100:
+                break
     sys.stdout.flush()
     return 0
 
@@ -1312,20 +1289,21 @@ def _command(args: argparse.Namespace, key: str | None, report: _Report) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The command line: returns the exit status that its --help explains."""
     args = _parser().parse_args(argv)
-    report, key = _Report(args.quiet), None
+    report = _Report(args)
     if args.verbose or args.quiet:
         import logging
 
         logging.basicConfig(format="%(message)s")
         _logger().setLevel(logging.DEBUG if args.verbose else logging.ERROR)
     try:
-        key = _checked_key(getattr(args, "deduplication_key", None) or "new")
-        return _command(args, key, report)
+        if "deduplication_key" in args:
+            args.deduplication_key = _checked_key(args.deduplication_key)
+        return _command(args, report)
     except (EcwidError, OSError, TypeError, ValueError, KeyboardInterrupt) as error:
         if isinstance(error, (KeyboardInterrupt, BrokenPipeError)):
             with contextlib.suppress(OSError, ValueError):  # what a closed pipe did not take has nowhere to go
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return report.failure(error, args.command, key)
+        return report.failure(error)
 
 
 if __name__ == "__main__":

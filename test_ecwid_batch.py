@@ -626,6 +626,8 @@ class Paths(TestCase):
                 BatchRequest.get("/orders", params)
         with self.raises(ValueError, "empty"):
             BatchRequest.get("/orders", {"": 1})
+        with self.raises(TypeError, "params must be a mapping"):
+            BatchRequest.get("/orders", "limit=1")
 
     def test_every_method_takes_what_it_needs(self):
         get, post = BatchRequest.get("/a", {"x": 1}, id="g"), BatchRequest.post("/a", {"y": 2}, {"x": 1}, id="p")
@@ -676,7 +678,7 @@ class Paths(TestCase):
                 BatchRequest("GET", path)
 
     def test_a_token_in_the_path_is_refused_and_not_shown(self):
-        for path in ("/orders?token=secret_abc", "/orders?a=1&token=secret_abc"):
+        for path in ("/orders?token=secret_abc", "/orders?a=1&%74oken=secret_abc", "/orders?access_token=secret_abc"):
             with self.raises(ValueError, "token") as caught:
                 BatchRequest("GET", path)
             self.assertNotIn("secret_abc", str(caught.exception))
@@ -950,6 +952,8 @@ class Statuses(TestCase):
             self.assertTrue(BatchResponse("a", "NOT_EXECUTED", request=request).retryable)
             lost = BatchStatus("t", "COMPLETED", 1, 1)._of(Batch([request])).responses[0]
             self.assertEqual((lost.status, lost.retryable), ("NOT_EXECUTED", method != "POST"))
+            again = BatchStatus.from_dict(BatchStatus("t", "COMPLETED", 1, 1, (lost,)).to_dict()).responses[0]
+            self.assertFalse(again.retryable)  # what it was of is not known any more
         self.assertFalse(BatchResponse("a", "FAILED", 500).retryable)  # nobody knows of what
         self.assertFalse(BatchResponse("a", "FAILED", None, request=BatchRequest.get("/a")).retryable)
 
@@ -1360,6 +1364,7 @@ class Retries(TestCase):
     def test_backoff_is_full_jitter_from_half_a_second_to_thirty(self):
         with mock.patch("random.uniform", side_effect=lambda low, high: high) as uniform:
             self.assertEqual([ecwid_batch._backoff(n) for n in range(1, 10)], [0.5, 1, 2, 4, 8, 16, 30, 30, 30])
+            self.assertEqual(ecwid_batch._backoff(5000), 30)
             self.assertEqual({call[0][0] for call in uniform.call_args_list}, {0})
 
     def test_4xx_is_not_tried_again(self):
@@ -1410,7 +1415,8 @@ class Retries(TestCase):
         self.assertLess(self.answer(("Date", date(0)), ("Retry-After", date(-9))), 0.5)
 
     def test_a_senseless_retry_after_does_no_harm(self):
-        for value in ("soon", "-5", "nan", "inf", "-inf", "1e999", "", " ", "Mon, 99 Foo 2026 99:99:99 GMT", "5 5 5 5 5 5 5"):
+        for value in ("soon", "-5", "nan", "inf", "-inf", "1e999", "", " ", "Mon, 99 Foo 2026 99:99:99 GMT", "5 5 5 5 5 5 5",
+                      "Nov +9999:99 , GMT -99999999 24-Nov-2026 :"):
             self.assertIsNone(ecwid_batch._retry_after({"Retry-After": value}), value)
         self.assertLessEqual(self.answer(("Retry-After", "soon")), 0.5)
 
@@ -1477,13 +1483,20 @@ class BadAnswers(TestCase):
         for garbage in (b"", b"garbage\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n",
                         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}",
                         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{}",
-                        b"HTTP/1.1 200 OK\r\n" + b"a" * 70_000 + b": b\r\n\r\n"):
+                        b"HTTP/1.1 200 OK\r\n" + b"a" * 70_000 + b": b\r\n\r\n",
+                        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}"):
             with self.subTest(garbage=garbage[:60]):
                 def answer(handler, garbage=garbage):
                     handler.wfile.write(garbage)
                     handler.close_connection = True
 
                 self.assertIs(type(self.call(answer, max_retries=1)), TransportError)
+
+    def test_a_content_length_that_is_no_number_does_no_harm(self):
+        for length in ("\xb2", "-1", "x"):
+            standin = self.standin()
+            standin.faults.append(lambda handler: handler.raw(200, {"Content-Length": length}, b'{"updateCount": 1}'))
+            self.assertEqual(standin.client().cancel("g"), 1)
 
     def test_a_proxys_page_is_an_api_error_without_a_message(self):
         error = self.call("html 502")
@@ -2172,6 +2185,7 @@ class CommandLine(TestCase):
             (("submit", "-"), b"\x7fELF\xff\xfe\n\x00", {}, "line 1 is not JSON"),
             (("submit", "-"), b'{"method": "GET", "path": "/\xff"}', {}, "line 1 is not JSON"),
             (("run", good, "--deduplication-key", "x"), "", {}, "must be a UUID"),
+            (("run", good, "--deduplication-key", ""), "", {}, "must be a UUID"),
             (("run", good, "--retry", "-1"), "", {}, "retry"), (("run", good, "--timeout", "nan"), "", {}, "timeout"),
             (("run", good, "--base-url", "http://example.com"), "", {}, "https"),
             (("run", good), "", {"ECWID_TOKEN": None}, "set ECWID_TOKEN"),
