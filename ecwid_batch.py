@@ -82,11 +82,11 @@ class BatchRequest:
             are percent-encoded; what is encoded already stays
     body    what JSON can hold, and Decimal; None sends no body. No binary data: a file or image goes as a URL in the
             externalUrl parameter of the call
-    id      tells the responses apart; None: the batch gives one
+    id      tells its response from the others; None: the batch gives one
 
     `get`, `post`, `put` and `delete` make one with `params` as its query: None is left out, a bool is "true" or
     "false", a list is joined with commas, all is percent-encoded.
-    ValueError and TypeError say how to write it right. Reference: "Create batch request", Request JSON.
+    A wrong argument is a ValueError or TypeError that says how to write it. Reference: "Create batch request".
     """
 
     method: str
@@ -126,11 +126,11 @@ class BatchRequest:
     def _from_json(cls, item: Any, where: str) -> BatchRequest:
         """The request that parsed JSON describes; `where` it stands goes into the error."""
         try:
-            if not isinstance(item, dict):
-                raise ValueError(f"must be an object with method and path, not {type(item).__name__}")
+            if not isinstance(item, dict) or not item.keys() >= {"method", "path"}:
+                raise ValueError("must be an object with method and path")
             for name in item.keys() - {"id", "path", "method", "body"}:
                 raise ValueError(f"has an unknown field {name!r}; the fields are id, path, method, body")
-            return cls(**{"method": None, "path": None, **item})
+            return cls(**item)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from None
 
@@ -190,7 +190,7 @@ class Batch:
     requests               any iterable of BatchRequest; a missing id is given by position, from "000001" on
     allow_parallel_mode    True: up to 100 at once. Ecwid's default: one after another
     stop_on_first_failure  False: go on after a failure; a request that met a 5XX is tried 5 times, 3 s apart.
-                           Ecwid's default: the first failure ends the batch, the rest is NOT_EXECUTED
+                           Ecwid's default: the first failure ends the batch, the rest are NOT_EXECUTED
     deduplication_key      a UUID: for an hour, batches with one key are one batch. "new" makes one; None sends none:
                            then only a submission that surely did not run is tried again
     group_id               a name by which to cancel the batch
@@ -325,7 +325,7 @@ def _serialized(requests: tuple[BatchRequest, ...]) -> bytes:
             _serialized((request,))  # raises at the one that it is
         culprit, kind = requests[0], TypeError if isinstance(error, TypeError) else ValueError
         name = f"request {culprit.id} ({culprit.method} {culprit.path})"
-        raise kind(f"{name}: JSON cannot hold its body: {error}") from None
+        raise kind(f"{name}: its body cannot be JSON: {error}") from None
     return (re.sub(f'"{_DECIMAL}([^"]+)"', r"\1", text) if _DECIMAL in text else text).encode()
 
 
@@ -335,11 +335,11 @@ def _json_default(value: object) -> str:
     if isinstance(value, Decimal):
         return f"{_DECIMAL}{value}" if value.is_finite() else _not_json(str(value))
     hint = "; name a URL in externalUrl instead" if isinstance(value, (bytes, bytearray, memoryview)) else ""
-    raise TypeError(f"there is no {type(value).__name__}{hint}")
+    raise TypeError(f"a {type(value).__name__} is not of JSON{hint}")
 
 
 def _not_json(constant: str) -> NoReturn:
-    raise ValueError(f"there is no {constant}")
+    raise ValueError(f"{constant} is not of JSON")
 
 
 _decode = json.JSONDecoder(parse_constant=_not_json).decode  # json.loads, but for its NaN and Infinity
@@ -350,7 +350,8 @@ def _parsed(text: str | bytes | bytearray, what: str) -> Any:
     try:
         return _decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} is not JSON: {error}") from None
+        reason = re.sub(r": line 1 (column \d+) .*", r" at \1", str(error))
+        raise ValueError(f"{what} is not JSON: {reason}") from None
 
 
 # --- Responses and statuses ------------------------------------------------------------------------------------------
@@ -537,8 +538,8 @@ class BatchStatus:
         return dataclasses.replace(self, responses=tuple(responses))
 
     def _worth_retrying(self, stops: bool) -> set[str | None]:
-        """The ids of what `stream` runs again. What did not run goes along only behind the failure that stopped it:
-        without one, somebody cancelled it."""
+        """The ids of what `stream` runs again. Requests that did not run are among them only if a retryable failure
+        stopped the batch: otherwise somebody cancelled it."""
         if not self.failed or stops and not all(response.retryable for response in self.failed):
             return set()
         again = self.failed + self.not_executed if stops else self.failed
@@ -547,15 +548,17 @@ class BatchStatus:
 
 # --- Errors ----------------------------------------------------------------------------------------------------------
 
-_FINAL, _UNKNOWN, _NOT_RUN = range(3)  # of a failed call: no use to repeat it; nobody knows if it ran; it did not run
+# What is known of a failed call: no use to repeat it; nobody knows if it ran; it did not run. The order matters: a call
+# that can be repeated is tried again from _UNKNOWN on, any other one at _NOT_RUN only.
+_FINAL, _UNKNOWN, _NOT_RUN = range(3)
 
 
 class EcwidError(Exception):
-    """What goes wrong on the way to Ecwid or there, with all there is to go on with:
+    """A call to Ecwid that failed, with what it takes to go on, where that is known:
 
     tickets            of the batches that are at Ecwid, oldest first; `ticket`: the first of them
-    deduplication_key  with it, submitting the same batch (streaming the same job) again is still the same, for an hour
-    retry_after        seconds, if the answer asked for a pause
+    deduplication_key  submit the same batch (stream the same requests) with it within the hour, and nothing runs twice
+    retry_after        seconds to wait, if the answer asked for a pause
     """
 
     tickets: tuple[str, ...] = ()
@@ -611,7 +614,7 @@ class BatchFailedError(EcwidError):
 
 @contextlib.contextmanager
 def _noting(**facts: Any) -> Iterator[None]:
-    """Puts what the caller needs to go on with onto an error that passes, on Ctrl-C too."""
+    """Set these attributes of an error that passes; of a KeyboardInterrupt too, for the command line."""
     try:
         yield
     except (EcwidError, KeyboardInterrupt) as error:
@@ -677,15 +680,16 @@ class EcwidClient:
     def from_env(cls, **options: Any) -> EcwidClient:
         """The client of ECWID_STORE_ID, ECWID_TOKEN and, if set, ECWID_BASE_URL; `options`, as of EcwidClient, win."""
         for option in ("store_id", "token", "base_url"):
-            name = f"ECWID_{option.upper()}"
-            if os.environ.get(name):
-                options.setdefault(option, os.environ[name])
-            elif option != "base_url" and option not in options:
-                raise ValueError(f"set {name} in the environment")
+            value = os.environ.get(f"ECWID_{option.upper()}")
+            if value:
+                options.setdefault(option, value)
+        missing = [f"ECWID_{option.upper()}" for option in ("store_id", "token") if option not in options]
+        if missing:
+            raise ValueError(f"set {' and '.join(missing)} in the environment")
         return cls(**options)
 
     def submit(self, batch: Batch) -> str:
-        """Have Ecwid run a batch: its ticket, to be kept anywhere. Reference: "Create batch request"."""
+        """Submit a batch: its ticket, to be kept anywhere. Reference: "Create batch request"."""
         return self._submit(batch, math.inf)
 
     def status(self, ticket: str, *, responses: bool = True) -> BatchStatus:
@@ -694,7 +698,7 @@ class EcwidClient:
             return self._status(ticket, responses, math.inf)
 
     def wait(self, ticket: str, *, timeout: float | None = None, on_progress: OnProgress = None) -> BatchStatus:
-        """Follow a batch to its end: its status, with the responses as Ecwid sends them.
+        """Follow a submitted batch to its end: its status, with the responses as Ecwid sends them, `request` unset.
 
         timeout      seconds, after which, and no later, BatchTimeoutError is raised; None: as long as it takes
         on_progress  called with the status, without responses, at every look
@@ -765,6 +769,9 @@ class EcwidClient:
     # From here on a deadline is a time of time.monotonic(), math.inf for none.
 
     def _submit(self, batch: Batch, deadline: float) -> str:
+        if not isinstance(batch, Batch):
+            kind = type(batch).__name__
+            raise TypeError(f"batch must be a Batch, such as Batch([BatchRequest.get('/profile')]), not {kind}")
         with _noting(deduplication_key=batch.deduplication_key):
             return self._call(
                 "POST", "/batch", batch.query, lambda answer: _field(answer, "ticket", str), deadline,
@@ -788,7 +795,7 @@ class EcwidClient:
                 pause = min(max(left, 0.25 + 0.05 * waited), 0.25 + 0.6 * waited, 1.5 + 0.08 * waited)
                 pause = min(pause, deadline - now - 2.5 * cost)  # in time for a last look, and to fetch the responses
                 if pause <= 0:
-                    raise BatchTimeoutError("the timeout is over, the batch is not: wait for its ticket again")
+                    raise BatchTimeoutError("the timeout is over, but the batch is not done; wait for its ticket again")
                 time.sleep(pause)
                 looked = time.monotonic()
                 last = self._status(ticket, False, deadline)
@@ -895,7 +902,8 @@ class EcwidClient:
 
     def _exchange(self, request: urllib.request.Request, seconds: float) -> Any:
         """Send a request: the JSON of its answer, or an ApiError, TransportError, InvalidResponseError."""
-        name = f"{request.get_method()} {urllib.parse.urlsplit(request.full_url).path}"
+        method, path = request.get_method(), request.selector.partition("?")[0]
+        name = f"{method} {request.full_url.partition('?')[0]}"
         begun, outcome, size = time.monotonic(), "no answer", 0
         try:
             status, headers, body = _within(seconds, lambda: _receive(self._opener, request, seconds))
@@ -904,7 +912,8 @@ class EcwidClient:
             error.args = (f"{name}: {self._shown(error.args[0])}",)
             raise
         finally:
-            _logger().debug("%s: %s, %.0f ms, %d bytes", name, outcome, 1000 * (time.monotonic() - begun), size)
+            milliseconds = 1000 * (time.monotonic() - begun)
+            _logger().debug("%s %s: %s, %.0f ms, %d bytes", method, path, outcome, milliseconds, size)
         if not 200 <= status < 300:
             raise self._refusal(name, status, headers, body)
         try:
@@ -929,7 +938,7 @@ class EcwidClient:
         )
 
     def _shown(self, text: object) -> str:
-        """Words from outside, fit to show: one short line, without the token, should they echo it."""
+        """Text from outside on one short line, with the token masked, should it be echoed."""
         words = "".join(c if c.isprintable() else " " for c in str(text).replace(self.token, "***"))
         return " ".join(words.split())[:300]
 
@@ -956,7 +965,7 @@ def _tls_context(*ca_bundle: str | None) -> ssl.SSLContext:
 
 def _within(seconds: float, work: Callable[[], T]) -> T:
     """What work() returns or raises, if it does so in time. urllib's timeout bounds each wait for the network but not
-    their sum, nor the look-up of a name: only another thread bounds it all, one that nothing has to wait for."""
+    their sum, nor the look-up of a name: only another thread, abandoned when the time is up, bounds it all."""
     outcome: list[Any] = []
     done = _thread.allocate_lock()
     done.acquire()
@@ -1046,7 +1055,7 @@ def _pause(seconds: float, deadline: float) -> None:
 def _deadline(timeout: float | None) -> float:
     if timeout is None:
         return math.inf
-    _check_number("timeout", timeout, (int, float), -math.inf)  # nothing may be left of the caller's own
+    _check_number("timeout", timeout, (int, float), -math.inf)  # 0 or less: the caller's own time is up
     return time.monotonic() + timeout
 
 
@@ -1054,7 +1063,8 @@ def _check_number(name: str, value: float, kind: type | tuple[type, ...], low: f
     if isinstance(value, bool) or not isinstance(value, kind):
         raise TypeError(f"{name} must be {'a whole number' if kind is int else 'seconds'}, not {value!r}")
     if not low <= value <= high:
-        raise ValueError(f"{name} must be from {low} to {high}, not {value!r}")
+        limits = f"from {low} to {high}" if high < math.inf else f"{low} or more"
+        raise ValueError(f"{name} must be {limits}, not {value!r}")
 
 
 def _checked_base_url(url: str) -> str:
@@ -1106,11 +1116,11 @@ failed, 4 timed out, 130 interrupted."""
 
 _COMMANDS = {
     "run": ("submit, follow, print one JSON line per response", "ecwid-batch run --continue-on-failure prices.jsonl"),
-    "submit": ("submit, print the tickets, and stop", "ecwid-batch submit --group night prices.jsonl"),
-    "wait": ("follow a batch to its end, print its responses", "ecwid-batch wait TICKET --timeout 600"),
-    "status": ("print how far a batch is, as JSON", "ecwid-batch status TICKET --responses"),
-    "cancel": ("stop what has not run of a group", "ecwid-batch cancel night"),
-    "delete": ("stop what has not run of a batch and forget it", "ecwid-batch delete TICKET"),
+    "submit": ("submit all batches at once, print the tickets, and stop", "ecwid-batch submit --group night prices.jsonl"),
+    "wait": ("follow a submitted batch to its end, print its responses", "ecwid-batch wait TICKET --timeout 600"),
+    "status": ("print the progress of a batch, as JSON", "ecwid-batch status TICKET --responses"),
+    "cancel": ("stop the requests of a group that have not run yet", "ecwid-batch cancel night"),
+    "delete": ("stop the requests of a batch that have not run yet, forget it", "ecwid-batch delete TICKET"),
     "list": ("print the batches that have a status", "ecwid-batch list IN_PROGRESS"),
 }
 
@@ -1131,12 +1141,12 @@ def _parser() -> argparse.ArgumentParser:
             option("--parallel", action="store_true", help="run up to 100 requests of a batch at once")
             option("--continue-on-failure", action="store_true", help="do not stop at the first failed request")
             option("--group", metavar="ID", help="a name by which to cancel the job")
-            option("--deduplication-key", metavar="UUID", default="new", help="of a job of the last hour: continue it")
+            option("--deduplication-key", metavar="UUID", default="new", help="of your own, or of a job to go on with")
             option("--dry-run", action="store_true", help="print the HTTP requests, the token masked; send nothing")
         if name in ("status", "wait", "delete"):
             option("ticket", metavar="TICKET")
         if name == "run":
-            option("--retry", metavar="N", type=int, default=0, help="run up to N times more what safely can")
+            option("--retry", metavar="N", type=int, default=0, help="run what can safely be repeated N times more")
         if name in ("run", "wait"):
             option("--timeout", metavar="S", type=float, help="seconds to wait for the end; then exit status 4")
         if name == "status":
@@ -1189,7 +1199,7 @@ class _Report:
         total, seconds = sum(self.counts.values()), time.monotonic() - self.begun
         if not self.args.quiet:
             counts = ", ".join(f"{count:,} {what}" for what, count in self.counts.items())
-            print(f"{total:,} requests: {counts}; {seconds:.1f} s", file=sys.stderr)
+            print(f"{total:,} request{'s' * (total != 1)}: {counts}; {seconds:.1f} s", file=sys.stderr)
         return 0 if self.counts["succeeded"] == total else 1
 
     def failure(self, error: BaseException) -> int:
@@ -1197,7 +1207,9 @@ class _Report:
         code = next((code for kind, code in kinds.items() if isinstance(error, kind)), 2)
         tickets = ", ".join(getattr(error, "tickets", ()))
         self.redraw()
-        words = "interrupted" if code == 130 else error.args[0] if isinstance(error, EcwidError) else error
+        words = error.args[0] if isinstance(error, EcwidError) else error
+        if code == 130:
+            words = "interrupted; what was submitted goes on at Ecwid"
         print(f"ecwid-batch: {words}{tickets and f' [ticket {tickets}]'}", file=sys.stderr)
         if "deduplication_key" in self.args and (self.sent or code != 2):
             again = f"the same command with --deduplication-key {self.args.deduplication_key}"
