@@ -1116,7 +1116,7 @@ failed, 4 timed out, 130 interrupted."""
 
 _COMMANDS = {
     "run": ("submit, follow, print one JSON line per response", "ecwid-batch run --continue-on-failure prices.jsonl"),
-    "submit": ("submit all batches at once, print the tickets, and stop", "ecwid-batch submit --group night prices.jsonl"),
+    "submit": ("submit all batches at once, print the tickets, stop", "ecwid-batch submit --group night prices.jsonl"),
     "wait": ("follow a submitted batch to its end, print its responses", "ecwid-batch wait TICKET --timeout 600"),
     "status": ("print the progress of a batch, as JSON", "ecwid-batch status TICKET --responses"),
     "cancel": ("stop the requests of a group that have not run yet", "ecwid-batch cancel night"),
