@@ -144,7 +144,7 @@ def _encoded_path(path: str) -> str:
         raise ValueError("path must not hold a token: the client sends its own")  # nor does this message
     if not path.startswith("/") or path.startswith("//"):
         raise ValueError(f"path must be like '/orders', without https://.../api/v3/{{storeId}}, not {path!r}")
-    if any(segment.partition(";")[0].strip() == ".." for segment in re.split(r"[/\\]", route)):
+    if any(re.split("[;?#\0]", segment)[0].strip() == ".." for segment in re.split(r"[/\\]", route)):
         raise ValueError(f"path must stay inside the store, without a '..' segment, not {path!r}")
     if "#" in path:
         raise ValueError(f"path must not have a fragment (a '#' that is meant is written %23), not {path!r}")
@@ -345,7 +345,7 @@ def _not_json(constant: str) -> NoReturn:
 _decode = json.JSONDecoder(parse_constant=_not_json).decode  # json.loads, but for its NaN and Infinity
 
 
-def _parsed(text: str | bytes | bytearray, what: str) -> Any:
+def _parsed(text: str | bytes, what: str) -> Any:
     """The value of a JSON text in UTF-8, or a ValueError that says what is none."""
     try:
         return _decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
@@ -359,6 +359,7 @@ def _parsed(text: str | bytes | bytearray, what: str) -> Any:
 _STATUSES = ("QUEUED", "IN_PROGRESS", "COMPLETED")
 _TEXT, _NUMBER = (str, type(None)), (int, type(None))
 _LEFT_OUT = "Ecwid sent no response for this request"
+_CANCELLED = "cancelled before it ran"
 _NEVER_SENT = "not submitted, since an earlier request failed"
 
 
@@ -428,7 +429,7 @@ class BatchResponse:
         if not texts or type(status) is not str or type(code) not in _NUMBER:
             raise InvalidResponseError("a response in the batch status is not of the promised form")
         if status == "COMPLETED" and code is None:
-            status = "NOT_EXECUTED"  # "Cancel batch group": what had not run counts as COMPLETED and never runs
+            status, line = "NOT_EXECUTED", _CANCELLED  # "Cancel batch group": it counts as COMPLETED and never runs
         return cls(id, status, code, line, get("httpBody"), escaped)
 
     def _to_dict(self) -> dict[str, Any]:
@@ -467,7 +468,7 @@ class BatchStatus:
         get = data.get if isinstance(data, dict) else {}.get
         ticket, rows, counts = get("ticket"), get("responses"), (get("totalRequests", 0), get("completedRequests", 0))
         right = get("status") in _STATUSES and type(ticket) in _TEXT and type(rows) in (list, type(None))
-        if not right or any(type(count) is not int or count < 0 for count in counts):
+        if not right or any(type(count) is not int or not 0 <= count < 1 << 63 for count in counts):
             raise InvalidResponseError(f"no batch status: an object with a status of {', '.join(_STATUSES)} and counts")
         return cls(ticket, data["status"], *counts, tuple(map(BatchResponse._from_dict, rows or ())))
 
@@ -540,7 +541,8 @@ class BatchStatus:
     def _worth_retrying(self, stops: bool) -> set[str | None]:
         """The ids of what `stream` runs again. Requests that did not run are among them only if a retryable failure
         stopped the batch: otherwise somebody cancelled it."""
-        if not self.failed or stops and not all(response.retryable for response in self.failed):
+        cancelled = any(response.http_status_line == _CANCELLED for response in self.responses)
+        if not self.failed or cancelled or stops and not all(response.retryable for response in self.failed):
             return set()
         again = self.failed + self.not_executed if stops else self.failed
         return {response.id for response in again if response.retryable}
@@ -626,6 +628,7 @@ def _noting(**facts: Any) -> Iterator[None]:
 
 _BACKOFF_FIRST, _BACKOFF_CAP = 0.5, 30.0  # seconds
 _RETRY_AFTER_CAP = 60.0  # seconds; a longer pause is the caller's to plan
+_KEY_LIFETIME = 3600.0  # seconds that Ecwid remembers a deduplication key; reference: "Create batch request"
 _MAX_ANSWER = 256 * 1024 * 1024  # bytes, decompressed
 _ADVICE = {
     401: "check the token",
@@ -772,6 +775,7 @@ class EcwidClient:
         if not isinstance(batch, Batch):
             kind = type(batch).__name__
             raise TypeError(f"batch must be a Batch, such as Batch([BatchRequest.get('/profile')]), not {kind}")
+        deadline = min(deadline, time.monotonic() + _KEY_LIFETIME)  # a try after that could run it twice
         with _noting(deduplication_key=batch.deduplication_key):
             return self._call(
                 "POST", "/batch", batch.query, lambda answer: _field(answer, "ticket", str), deadline,
@@ -805,7 +809,7 @@ class EcwidClient:
                     on_progress(last)
                 if whole.done:
                     return whole
-                cost = now - looked
+                cost, now = now - looked, time.monotonic()  # on_progress may have taken its time
                 if last.completed_requests:
                     left = (now - idle) * (last.total_requests / last.completed_requests - 1)
                 else:
@@ -876,11 +880,14 @@ class EcwidClient:
             try:
                 return read(self._exchange(self._request(method, path, query, body), seconds))
             except EcwidError as error:
-                if attempt > self.max_retries or error._again < (_UNKNOWN if repeatable else _NOT_RUN):
+                if error._again < (_UNKNOWN if repeatable else _NOT_RUN):
                     raise
-                pause = max(_backoff(attempt), error.retry_after or 0)
-                if error.retry_after and (pause > _RETRY_AFTER_CAP or time.monotonic() + pause >= deadline):
+                left, asked = deadline - time.monotonic(), error.retry_after or 0
+                if left <= 0:
+                    raise BatchTimeoutError(f"the timeout is over; last: {error}") from None
+                if attempt > self.max_retries or asked > min(_RETRY_AFTER_CAP, left):
                     raise
+                pause = max(_backoff(attempt), asked)
                 _logger().warning("%s; trying again in %.1f s (%d of %d)", error, pause, attempt, self.max_retries)
                 _pause(pause, deadline)
         raise AssertionError("unreachable")
@@ -906,7 +913,8 @@ class EcwidClient:
         name = f"{method} {request.full_url.partition('?')[0]}"
         begun, outcome, size = time.monotonic(), "no answer", 0
         try:
-            status, headers, body = _within(seconds, lambda: _receive(self._opener, request, seconds))
+            opener = self._opener  # made here: a TLS context half made in an abandoned thread crashes Python's exit
+            status, headers, body = _within(seconds, lambda: _receive(opener, request, seconds))
             outcome, size = str(status), len(body)
         except EcwidError as error:
             error.args = (f"{name}: {self._shown(error.args[0])}",)
@@ -921,7 +929,9 @@ class EcwidClient:
         except ValueError as error:
             raise InvalidResponseError(f"{name}: {error}", _again=_UNKNOWN) from None
 
-    def _refusal(self, name: str, status: int, headers: Any, body: bytearray) -> EcwidError:
+    def _refusal(self, name: str, status: int, headers: Any, body: bytes) -> EcwidError:
+        if status < 200:
+            return TransportError(f"{name}: HTTP {status}, without a final answer", _again=_UNKNOWN)
         if 300 <= status < 400:
             advice = "no redirect is followed, since it would take the token along; check base_url"
             return TransportError(f"{name}: HTTP {status}; {advice}")
@@ -977,7 +987,10 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
             outcome[:] = None, error
         done.release()
 
-    _thread.start_new_thread(target, ())  # threading's own bookkeeping would cost as much again
+    try:
+        _thread.start_new_thread(target, ())  # threading's own bookkeeping would cost as much again
+    except RuntimeError as refusal:  # too many threads
+        raise TransportError(str(refusal), _again=_NOT_RUN) from None
     if not done.acquire(timeout=seconds):
         raise TransportError(f"no whole answer within {seconds:.3g} s", _again=_UNKNOWN)
     result: T
@@ -989,37 +1002,27 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
 
 def _receive(
     opener: urllib.request.OpenerDirector, request: urllib.request.Request, seconds: float
-) -> tuple[int, Any, bytearray]:
+) -> tuple[int, Any, bytes]:
     """Open the request and read its answer to the end: HTTP status, headers, body."""
     ends = time.monotonic() + seconds
-    body, size = bytearray(), 0
     try:
         try:
             response = opener.open(request, timeout=seconds)
         except urllib.error.HTTPError as error:  # an answer too
             response = error
             if error.fp is None:
-                return error.code, error.headers or {}, body
+                return error.code, error.headers or {}, b""
         with response:
-            headers = response.headers or {}
-            unzip = zlib.decompressobj(31) if headers.get("Content-Encoding", "").lower() == "gzip" else None
-            length = getattr(response, "length", None)  # the Content-Length, as http.client reads it
-            whole = math.inf if length is None else length
-            read = getattr(response, "read1", response.read)  # read would wait for a whole chunk, however slow
-            while size < whole:
-                data = read(65536)
-                if not data:
-                    break
-                size += len(data)
-                body += unzip.decompress(data, _MAX_ANSWER + 1 - len(body)) if unzip else data
-                if len(body) > _MAX_ANSWER:
-                    raise InvalidResponseError(f"the answer is larger than {_MAX_ANSWER} bytes")
-                if time.monotonic() > ends:
-                    raise TransportError(f"no whole answer within {seconds:.3g} s", _again=_UNKNOWN)
-            if size < whole < math.inf or unzip and not unzip.eof:
-                raise TransportError(f"the answer is cut off after {size} bytes", _again=_UNKNOWN)
-            return getattr(response, "status", None) or response.getcode(), headers, body
-    except (OSError, ValueError, http.client.HTTPException, zlib.error) as error:
+            status, headers = getattr(response, "status", None) or response.getcode(), response.headers or {}
+            try:
+                return status, headers, _body(response, headers, ends)
+            except Exception:
+                if 200 <= status < 300:
+                    raise
+                return status, headers, b""  # the status of an error, and Retry-After, count without a whole body
+    except EcwidError:
+        raise
+    except Exception as error:  # whatever urllib, http.client, zlib or the caller's opener raise
         reason = getattr(error, "reason", None)
         cause = reason if isinstance(reason, Exception) else error
         again = _NOT_RUN if isinstance(cause, (socket.gaierror, ConnectionRefusedError)) else _UNKNOWN
@@ -1027,19 +1030,47 @@ def _receive(
         raise TransportError(f"{type(cause).__name__}: {cause}", _again=again) from None  # it may quote the token
 
 
+def _body(response: Any, headers: Any, ends: float) -> bytes:
+    """The whole body of an answer, decompressed."""
+    body, size = bytearray(), 0
+    unzip = zlib.decompressobj(31) if headers.get("Content-Encoding", "").lower() == "gzip" else None
+    length = getattr(response, "length", None)  # the Content-Length, as http.client reads it
+    whole = math.inf if length is None else length
+    read = getattr(response, "read1", response.read)  # read would wait for a whole chunk, however slow
+    while size < whole and not (unzip and unzip.eof):
+        data = read(65536)
+        if not data:
+            break
+        size += len(data)
+        body += unzip.decompress(data, _MAX_ANSWER + 1 - len(body)) if unzip else data
+        if len(body) > _MAX_ANSWER:
+            raise InvalidResponseError(f"the answer is larger than {_MAX_ANSWER} bytes")
+        if time.monotonic() > ends:
+            raise TransportError("no whole answer in time", _again=_UNKNOWN)
+    if not unzip.eof if unzip else size < whole < math.inf:
+        raise TransportError(f"the answer is cut off after {size} bytes", _again=_UNKNOWN)
+    return bytes(body)
+
+
 def _retry_after(headers: Any) -> float | None:
     """Retry-After in seconds, be it seconds or an HTTP date; None if there is none that makes sense."""
-    text = headers.get("Retry-After") or ""
-    try:
-        date = email.utils.parsedate_tz(text)
-        if date is None:
-            seconds = float(text)
-        else:  # counted from the server's own clock, if it tells
-            now = email.utils.parsedate_tz(headers.get("Date") or "")
-            seconds = email.utils.mktime_tz(date) - (email.utils.mktime_tz(now) if now else time.time())
-    except (ValueError, OverflowError, IndexError):  # IndexError: parsedate_tz of Python 3.8
-        return None
+    until, now = _http_date(headers.get("Retry-After")), _http_date(headers.get("Date"))
+    if until is not None:
+        seconds = until - (time.time() if now is None else now)  # by the server's own clock, if it tells
+    else:
+        try:
+            seconds = float(headers.get("Retry-After") or "")
+        except ValueError:
+            return None
     return seconds if 0 <= seconds < math.inf else None
+
+
+def _http_date(text: str | None) -> float | None:
+    try:
+        date = email.utils.parsedate_tz(text or "")
+        return None if date is None else email.utils.mktime_tz(date)
+    except (TypeError, ValueError, IndexError, OverflowError):  # of odd dates, differing by Python's version
+        return None
 
 
 def _backoff(attempt: int) -> float:
@@ -1056,7 +1087,7 @@ def _deadline(timeout: float | None) -> float:
     if timeout is None:
         return math.inf
     _check_number("timeout", timeout, (int, float), -math.inf)  # 0 or less: the caller's own time is up
-    return time.monotonic() + timeout
+    return time.monotonic() + max(-1e9, min(timeout, 1e9))
 
 
 def _check_number(name: str, value: float, kind: type | tuple[type, ...], low: float, high: float = math.inf) -> None:
@@ -1068,12 +1099,12 @@ def _check_number(name: str, value: float, kind: type | tuple[type, ...], low: f
 
 
 def _checked_base_url(url: str) -> str:
-    try:
+    host, authority = "", r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(:\d+)?"
+    with contextlib.suppress(AttributeError, TypeError, ValueError):
         parts = urllib.parse.urlsplit(url)
-        host = parts.port != 0 and (parts.hostname or "").encode("idna").decode()
-    except (AttributeError, TypeError, ValueError):
-        host = ""
-    if not host or not re.fullmatch("[!-~]+", url) or re.search(r"[\\@?#]", url):
+        if re.fullmatch(authority, parts.netloc) and parts.port != 0:
+            host = (parts.hostname or "").encode("idna").decode()
+    if not host or not re.fullmatch("[!-~]+", url) or re.search(r"[\\@?#%]", url):
         raise ValueError("base_url must be like 'https://app.ecwid.com/api/v3', without user, query and fragment")
     if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
         raise ValueError("base_url must begin with https://; over http:// anybody on the way could read the token")
@@ -1091,7 +1122,7 @@ def _is_loopback(host: str | None) -> bool:
 
 def _field(answer: Any, name: str, kind: type[T]) -> T:
     value = answer.get(name) if isinstance(answer, dict) else None
-    if type(value) is not kind or value == "":
+    if type(value) is not kind or value == "" or kind is str and not str(value).isprintable():
         raise InvalidResponseError(f"the answer has no {name}, or not of the promised kind")
     return value
 
@@ -1211,7 +1242,7 @@ class _Report:
         if code == 130:
             words = "interrupted; what was submitted goes on at Ecwid"
         print(f"ecwid-batch: {words}{tickets and f' [ticket {tickets}]'}", file=sys.stderr)
-        if "deduplication_key" in self.args and (self.sent or code != 2):
+        if "deduplication_key" in self.args and (self.sent or code != 2) and not self.args.dry_run:
             again = f"the same command with --deduplication-key {self.args.deduplication_key}"
             print(f"ecwid-batch: to go on, within the hour: {again}; what ran does not run again", file=sys.stderr)
         elif self.args.command == "wait" and code != 2 and not isinstance(error, ApiError):
@@ -1300,6 +1331,9 @@ def _command(args: argparse.Namespace, report: _Report) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line: returns the exit status that its --help explains."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     args = _parser().parse_args(argv)
     report = _Report(args)
     if args.verbose or args.quiet:

@@ -37,6 +37,7 @@ import pathlib
 import pickle
 import random
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -672,6 +673,9 @@ class Paths(TestCase):
             ("/a/..\\b", "'..' segment"),
             ("/a/..%5cb", "'..' segment"),
             ("/a/..;x=1/b", "'..' segment"),
+            ("/a/..%3Fx", "'..' segment"),
+            ("/a/..%23", "'..' segment"),
+            ("/..%00/b", "'..' segment"),
             ("/orders#top", "%23"),
             ("/orders\n", "control"),
             ("/or\x00ders", "control"),
@@ -1065,7 +1069,8 @@ class Clients(TestCase):
                     "//127.0.0.1/", "127.0.0.1", "https://", "https:///api", "", None, 5, b"https://example.com",
                     "https://example.com/a b", "https://example.com/\n", "https://example.com?x=1", "https://example.com/#x",
                     "https://example.com:port/", "https://example.com:99999/", "http://127.0.0.1\\@example.com/",
-                    "https://a..b/", "http://127.0.0.1\t.example.com/"):
+                    "https://a..b/", "http://127.0.0.1\t.example.com/", "http://[::1]evil.example/", "https://%ff.example",
+                    "https://a%2e%2eb.example", "https://[::1"):
             with self.subTest(url=url), self.raises(ValueError, "base_url must"):
                 EcwidClient(1003, "t", base_url=url)
 
@@ -1346,6 +1351,33 @@ class ExactlyOnce(TestCase):
                 self.assertEqual(len(clock.sleeps) - slept, tries - 1)
                 self.assertLessEqual(len(standin.ledger), 1)
 
+    def test_no_try_is_made_when_the_key_may_be_forgotten(self):
+        with virtual() as (engine, client, clock):
+            answer, stalls = client.opener.open, iter([True, True])
+
+            def stall(request, timeout):
+                response = answer(request, timeout=timeout)
+                if next(stalls, False):
+                    clock.now += timeout
+                    raise socket.timeout("timed out")
+                return response
+
+            client.opener.open = stall
+            patient, batch = dataclasses.replace(client, timeout=2000), Batch(creates(1))
+            with self.raises(BatchTimeoutError, batch.deduplication_key):
+                patient.submit(batch)
+            clock.now += 10
+            engine.advance(clock.now)
+            self.assertEqual((len(engine.ledger), len(engine.jobs)), (1, 1))
+
+    def test_without_a_thread_to_be_had_nothing_ran(self):
+        clock = self.clock()
+        standin = self.standin()
+        full = mock.patch("_thread.start_new_thread", side_effect=RuntimeError("can't start new thread"))
+        with full, self.raises(TransportError, "can't start new thread"):
+            standin.client(max_retries=2).submit(Batch(creates(1), deduplication_key=None))
+        self.assertEqual(len(clock.sleeps), 2)
+
     def test_a_name_that_cannot_be_looked_up_did_not_run(self):
         clock = self.clock()
         client = EcwidClient(1003, "t", base_url="https://ecwid.invalid", max_retries=2)
@@ -1502,6 +1534,53 @@ class BadAnswers(TestCase):
             standin = self.standin()
             standin.faults.append(lambda handler: handler.raw(200, {"Content-Length": length}, b'{"updateCount": 1}'))
             self.assertEqual(standin.client().cancel("g"), 1)
+
+    def test_the_status_of_an_error_counts_even_if_its_body_is_broken(self):
+        for head, body in (("Content-Encoding: gzip\r\nContent-Length: 0", b""), ("Content-Length: 50", b"{"),
+                           ("Content-Encoding: gzip", b"junk"), ("Transfer-Encoding: chunked", b"zz\r\n")):
+            for status, kind in ((429, RateLimitError), (403, ApiError), (302, TransportError)):
+                answer = f"HTTP/1.1 {status} X\r\nRetry-After: 300\r\n{head}\r\n\r\n".encode() + body
+
+                def fault(handler, answer=answer):
+                    handler.wfile.write(answer)
+                    handler.close_connection = True
+
+                with self.subTest(head=head, status=status):
+                    error = self.call(fault)
+                    self.assertIs(type(error), kind)
+                    self.assertIn(f"HTTP {status}", str(error))
+                    if status != 302:
+                        self.assertEqual(error.retry_after, 300)
+
+    def test_a_1xx_answer_is_no_answer(self):
+        def early(handler):
+            handler.wfile.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+            handler.close_connection = True
+
+        self.assertIs(type(self.call(early)), TransportError)
+
+    def test_what_follows_a_whole_gzip_answer_is_not_read(self):
+        def endless(handler):
+            handler.raw(200, {"Content-Encoding": "gzip", "Content-Length": "999999999"}, gzip.compress(b'{"updateCount": 1}'))
+            with contextlib.suppress(OSError):
+                for _ in range(1000):
+                    handler.wfile.write(b"junk" * 1000)
+
+        standin = self.standin()
+        standin.faults.append(endless)
+        self.assertEqual(standin.client().cancel("g"), 1)
+
+    def test_whatever_a_callers_opener_does_is_a_transport_error(self):
+        for behaviour in ({"return_value": None}, {"return_value": object()}, {"side_effect": LookupError("x")}):
+            client = EcwidClient(1003, "secret_x", opener=mock.Mock(open=mock.Mock(**behaviour)), max_retries=0)
+            with self.assertRaises(TransportError):
+                client.status("T")
+
+    def test_numbers_beyond_reason_and_tickets_that_no_url_can_hold(self):
+        status = json.dumps({"status": "IN_PROGRESS", "totalRequests": 10**400, "completedRequests": 1}).encode()
+        for answer, verb in ((status, lambda client: client.wait("T")), (b'{"ticket": "\\ud800"}', lambda client: client.run(Batch(creates(1))))):
+            error = self.call(lambda handler: handler.raw(200, {}, answer), verb)
+            self.assertIs(type(error), InvalidResponseError)
 
     def test_a_proxys_page_is_an_api_error_without_a_message(self):
         error = self.call("html 502")
@@ -1745,6 +1824,36 @@ class Deadlines(TestCase):
                 self.assertEqual(caught.exception.ticket, ticket)
                 self.assertLessEqual(clock.now - begun, timeout)
 
+    def test_a_try_that_the_deadline_cuts_is_a_timeout(self):
+        with virtual() as (engine, client, clock):
+            ticket = client.submit(Batch(creates(1)))
+
+            def stall(request, timeout):
+                clock.now += timeout
+                raise socket.timeout("timed out")
+
+            client.opener.open = stall
+            for retries in (0, 4):
+                with self.raises(BatchTimeoutError, "timed out") as caught:
+                    dataclasses.replace(client, max_retries=retries).wait(ticket, timeout=5)
+                self.assertEqual(caught.exception.ticket, ticket)
+            with self.raises(BatchTimeoutError, "."):
+                client.wait(ticket, timeout=-(10**400))
+
+    def test_a_short_retry_after_fits_whatever_the_backoff_would_be(self):
+        with mock.patch("random.uniform", return_value=20), virtual() as (engine, client, clock):
+            engine.handle = lambda *args: (429, {"Retry-After": "1"}, {})
+            with self.assertRaises(BatchTimeoutError):
+                client.wait("T", timeout=10)
+
+    def test_the_time_that_on_progress_takes_counts(self):
+        with virtual(latency=10.0) as (engine, client, clock):
+            ticket, begun = client.submit(Batch(creates(20))), clock.now
+            with self.assertRaises(BatchTimeoutError):
+                client.wait(ticket, timeout=30, on_progress=lambda status: clock.sleep(8))
+            self.assertLess(clock.now - begun, 30 + 8)
+            self.assertLess(max(clock.sleeps[-4:]), 8.001)
+
     def test_it_holds_on_a_slow_network(self):
         def trickle_body(handler):
             handler.send_response(200)
@@ -1921,6 +2030,33 @@ class Streams(TestCase):
                 self.assertEqual(len(engine.jobs), 1)
                 self.assertEqual(sum(response.ok for response in responses), len(engine.ledger))
                 self.assertIn("NOT_EXECUTED", [response.status for response in responses])
+
+    def test_what_was_cancelled_before_a_failure_stopped_its_batch_is_not_run_again(self):
+        with virtual(latency=1.0) as (engine, client, clock):
+            engine.script = lambda call: (500, {"errorMessage": "oops"}) if call["path"] == "/a" else None
+
+            def cancel(status):
+                engine.jobs[status.ticket].cancel()
+
+            responses = list(client.stream([BatchRequest.get("/a"), *creates(3)], retry=1, on_progress=cancel))
+            self.assertEqual([response.status for response in responses], ["FAILED"] + ["NOT_EXECUTED"] * 3)
+            self.assertEqual([call["path"] for _, call in engine.ledger], ["/a"])
+
+    def test_only_failures_are_run_again_where_they_do_not_stop_the_batch(self):
+        with virtual() as (engine, client, clock):
+            answers = iter([(429, {}), (200, {}), (200, {}), (200, {})])
+            engine.script = lambda call: next(answers)
+            look = engine.look
+
+            def lose(query):
+                status, headers, answer = look(query)
+                answer["responses"] = [row for row in answer.get("responses", ()) if row["id"] != "000002"]
+                return status, headers, answer
+
+            engine.look, requests = lose, [BatchRequest.get(f"/products/{n}") for n in range(3)]
+            responses = list(client.stream(requests, retry=1, stop_on_first_failure=False))
+            self.assertEqual([response.status for response in responses], ["COMPLETED", "NOT_EXECUTED", "COMPLETED"])
+            self.assertEqual(len(engine.ledger), 4)
 
     def test_a_retry_sends_what_the_batch_was_made_of(self):
         with virtual() as (engine, client, clock):
@@ -2280,6 +2416,18 @@ class CommandLine(TestCase):
         self.assertEqual(process.wait(60), 130)
         ticket = list(self.ecwid.jobs)[-1]
         self.assertRegex(err, rf"^ecwid-batch: interrupted; .* \[ticket {ticket}\]\necwid-batch: to go on, .*\n$")
+
+    @unittest.skipUnless(shutil.which("sh"), "needs a shell")
+    def test_closed_streams_and_pipes_are_no_trouble(self):
+        good, command = self.file(EXAMPLE), f"{shlex.quote(sys.executable)} {shlex.quote(str(HERE / 'ecwid_batch.py'))}"
+        for line, code, words in (
+            (f"{command} list COMPLETED >&-", 0, ""), (f"{command} run {good} >&- 2>&-", 0, ""),
+            (f"{command} run --dry-run {good} | true; exit 0", 0, "(?!.*to go on)"),
+        ):
+            with self.subTest(line=line):
+                out = subprocess.run(["sh", "-c", line], env=self.environment(), capture_output=True, timeout=60, stdin=subprocess.DEVNULL)
+                self.assertEqual((out.returncode, b"Traceback" in out.stderr), (code, False), out.stderr)
+                self.assertRegex(out.stderr.decode(), f"(?s)^{words}")
 
     def test_the_token_may_be_in_a_file(self):
         token = self.file(self.ecwid.token + "\n", "token")
