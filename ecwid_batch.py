@@ -250,7 +250,7 @@ class Batch:
             vars(batch)["deduplication_key"] = str(key)
         return batch
 
-    def _again(self, ids: set[str | None], attempt: int, options: dict[str, Any]) -> Batch:
+    def _rerun(self, ids: set[str | None], attempt: int, options: dict[str, Any]) -> Batch:
         """A further batch of some of the requests, as they were when this one was made."""
         from decimal import Decimal
 
@@ -283,22 +283,24 @@ def _with_ids(requests: tuple[BatchRequest, ...]) -> tuple[BatchRequest, ...]:
     if not 1 <= len(requests) <= _MAX_REQUESTS:
         found = "more" if requests else "none"
         raise ValueError(f"a batch holds 1 to {_MAX_REQUESTS} requests, not {found}; Batch.split takes any number")
-    taken: set[str | None] = set()
+    taken = set()
     for position, request in enumerate(requests, 1):
         if not isinstance(request, BatchRequest):
             kind = type(request).__name__
             raise TypeError(f"request {position} must be a BatchRequest, not {kind}; Batch.from_json reads JSON")
-        if request.id is not None and request.id in taken:
+        if request.id in taken:
             raise ValueError(f"request id {request.id!r} is repeated; only its id tells a response from the others")
-        taken.add(request.id)
+        if request.id is not None:
+            taken.add(request.id)
     named = []
     for position, request in enumerate(requests, 1):
         if request.id is None:
             while (id := f"{position:06d}") in taken:
                 position += 1
             taken.add(id)
-            fields, request = vars(request), object.__new__(BatchRequest)  # a copy, without the checks again
-            vars(request).update(fields, id=id)
+            fields, request = request.__dict__, object.__new__(BatchRequest)  # a copy, without the checks again
+            request.__dict__.update(fields)
+            request.__dict__["id"] = id
         named.append(request)
     return tuple(named)
 
@@ -566,7 +568,7 @@ class EcwidError(Exception):
     tickets: tuple[str, ...] = ()
     deduplication_key: str | None = None
     retry_after: float | None = None
-    _again = _FINAL
+    _outcome = _FINAL
 
     def __init__(self, *args: object, **facts: Any) -> None:
         super().__init__(*args)
@@ -603,7 +605,7 @@ class InvalidResponseError(EcwidError):
 
 
 class BatchTimeoutError(EcwidError, TimeoutError):
-    """The caller's timeout is over; the batch goes on at Ecwid. `last_status`: what was last seen of it, or None."""
+    """The caller's timeout is over; what was submitted goes on at Ecwid. `last_status`: what was last seen, or None."""
 
     last_status: BatchStatus | None = None
 
@@ -846,7 +848,7 @@ class EcwidClient:
                     again = status._worth_retrying(stops)
                     if not again:
                         break
-                    part = batch._again(again, attempt, options)
+                    part = batch._rerun(again, attempt, options)
                     _pause(_backoff(attempt), deadline)
                     in_flight[0] = part, self._submit(part, deadline)
                     rerun = self._follow(in_flight[0][1], deadline, on_progress)._of(part)
@@ -880,7 +882,7 @@ class EcwidClient:
             try:
                 return read(self._exchange(self._request(method, path, query, body), seconds))
             except EcwidError as error:
-                if error._again < (_UNKNOWN if repeatable else _NOT_RUN):
+                if error._outcome < (_UNKNOWN if repeatable else _NOT_RUN):
                     raise
                 left, asked = deadline - time.monotonic(), error.retry_after or 0
                 if left <= 0:
@@ -927,11 +929,11 @@ class EcwidClient:
         try:
             return _parsed(body, "the answer")
         except ValueError as error:
-            raise InvalidResponseError(f"{name}: {error}", _again=_UNKNOWN) from None
+            raise InvalidResponseError(f"{name}: {error}", _outcome=_UNKNOWN) from None
 
     def _refusal(self, name: str, status: int, headers: Any, body: bytes) -> EcwidError:
         if status < 200:
-            return TransportError(f"{name}: HTTP {status}, without a final answer", _again=_UNKNOWN)
+            return TransportError(f"{name}: HTTP {status}, without a final answer", _outcome=_UNKNOWN)
         if 300 <= status < 400:
             advice = "no redirect is followed, since it would take the token along; check base_url"
             return TransportError(f"{name}: HTTP {status}; {advice}")
@@ -944,7 +946,7 @@ class EcwidClient:
         words += [f"not to be called again within {pause:g} s"] if pause else []
         return (RateLimitError if status == 429 else ApiError)(
             "; ".join(filter(None, words)), http_status=status, code=code, message=message, retry_after=pause,
-            _again=_NOT_RUN if status == 429 else _UNKNOWN if status == 408 or status >= 500 else _FINAL,
+            _outcome=_NOT_RUN if status == 429 else _UNKNOWN if status == 408 or status >= 500 else _FINAL,
         )
 
     def _shown(self, text: object) -> str:
@@ -956,14 +958,17 @@ class EcwidClient:
     def _opener(self) -> urllib.request.OpenerDirector:
         if self.opener is not None:
             return self.opener
-        tls = _tls_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
-        opener = urllib.request.OpenerDirector()
-        for handler in (  # and no HTTPRedirectHandler, which would take the token to wherever it is told
-            urllib.request.HTTPHandler(), urllib.request.HTTPSHandler(context=tls),
-            urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler(),
-            urllib.request.ProxyHandler({} if _is_loopback(urllib.parse.urlsplit(self.base_url).hostname) else None),
-        ):
-            opener.add_handler(handler)
+        parts = urllib.parse.urlsplit(self.base_url)
+        if parts.scheme == "https":
+            tls = _tls_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+            transport: urllib.request.BaseHandler = urllib.request.HTTPSHandler(context=tls)
+        else:
+            transport = urllib.request.HTTPHandler()
+        opener = urllib.request.OpenerDirector()  # without HTTPRedirectHandler, which would take the token along
+        opener.add_handler(transport)
+        opener.add_handler(urllib.request.ProxyHandler({} if _is_loopback(parts.hostname) else None))
+        opener.add_handler(urllib.request.HTTPErrorProcessor())
+        opener.add_handler(urllib.request.HTTPDefaultErrorHandler())
         return opener
 
 
@@ -990,9 +995,9 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
     try:
         _thread.start_new_thread(target, ())  # threading's own bookkeeping would cost as much again
     except RuntimeError as refusal:  # too many threads
-        raise TransportError(str(refusal), _again=_NOT_RUN) from None
+        raise TransportError(str(refusal), _outcome=_NOT_RUN) from None
     if not done.acquire(timeout=seconds):
-        raise TransportError(f"no whole answer within {seconds:.3g} s", _again=_UNKNOWN)
+        raise TransportError(f"no whole answer within {seconds:.3g} s", _outcome=_UNKNOWN)
     result: T
     result, error = outcome
     if error is not None:
@@ -1025,9 +1030,9 @@ def _receive(
     except Exception as error:  # whatever urllib, http.client, zlib or the caller's opener raise
         reason = getattr(error, "reason", None)
         cause = reason if isinstance(reason, Exception) else error
-        again = _NOT_RUN if isinstance(cause, (socket.gaierror, ConnectionRefusedError)) else _UNKNOWN
-        again = _FINAL if isinstance(cause, ssl.SSLCertVerificationError) else again
-        raise TransportError(f"{type(cause).__name__}: {cause}", _again=again) from None  # it may quote the token
+        outcome = _NOT_RUN if isinstance(cause, (socket.gaierror, ConnectionRefusedError)) else _UNKNOWN
+        outcome = _FINAL if isinstance(cause, ssl.SSLCertVerificationError) else outcome
+        raise TransportError(f"{type(cause).__name__}: {cause}", _outcome=outcome) from None  # it may quote the token
 
 
 def _body(response: Any, headers: Any, ends: float) -> bytes:
@@ -1046,9 +1051,9 @@ def _body(response: Any, headers: Any, ends: float) -> bytes:
         if len(body) > _MAX_ANSWER:
             raise InvalidResponseError(f"the answer is larger than {_MAX_ANSWER} bytes")
         if time.monotonic() > ends:
-            raise TransportError("no whole answer in time", _again=_UNKNOWN)
+            raise TransportError("no whole answer in time", _outcome=_UNKNOWN)
     if not unzip.eof if unzip else size < whole < math.inf:
-        raise TransportError(f"the answer is cut off after {size} bytes", _again=_UNKNOWN)
+        raise TransportError(f"the answer is cut off after {size} bytes", _outcome=_UNKNOWN)
     return bytes(body)
 
 
