@@ -518,7 +518,7 @@ def serve(port, latency):
 REAL_SLEEP = time.sleep
 HERE = pathlib.Path(__file__).resolve().parent
 UUID = "8b0f3c5e-4f0e-4f0a-9d5e-0a6f1f8f7a11"
-CLEAN_ENV = {"PATH": os.environ.get("PATH", ""), "LANG": "C", "PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1"}
+CLEAN_ENV = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C", "PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 class Clock:
