@@ -1311,7 +1311,9 @@ def _command(args: argparse.Namespace, report: _Report) -> int:
             options["token"] = file.read().strip()
     client = EcwidClient.from_env(**options)
     if args.command in ("run", "submit"):
-        with open(0 if args.input == "-" else args.input, "rb", closefd=args.input != "-") as file:
+        if args.input == "-":
+            return _job(args, client, report, sys.stdin.buffer)
+        with open(args.input, "rb") as file:
             return _job(args, client, report, file)
     if args.command == "wait":
         for response in client.wait(args.ticket, timeout=args.timeout, on_progress=report.progress):
@@ -1336,9 +1338,9 @@ def _command(args: argparse.Namespace, report: _Report) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line: returns the exit status that its --help explains."""
-    for name in ("stdout", "stderr"):
+    for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
     args = _parser().parse_args(argv)
     report = _Report(args)
     if args.verbose or args.quiet:

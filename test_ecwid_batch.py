@@ -2198,13 +2198,9 @@ class CommandLine(TestCase):
     def run_command(self, *arguments, stdin="", env=None):
         """Exit status, lines of standard output, text of standard error of a run in this process, in virtual time."""
         out, err = io.StringIO(), io.StringIO()
-        with tempfile.TemporaryFile() as file, contextlib.ExitStack() as stack:
-            file.write(stdin if isinstance(stdin, bytes) else stdin.encode())
-            file.seek(0)
-            kept = os.dup(0)
-            stack.callback(os.close, kept)
-            stack.callback(os.dup2, kept, 0)
-            os.dup2(file.fileno(), 0)
+        given = io.BytesIO(stdin if isinstance(stdin, bytes) else stdin.encode())
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch("sys.stdin", io.TextIOWrapper(given)))
             self.time = self.time or self.clock()
             stack.enter_context(mock.patch.dict(os.environ, self.environment(**(env or {})), clear=True))
             stack.enter_context(contextlib.redirect_stdout(out))
@@ -2422,6 +2418,7 @@ class CommandLine(TestCase):
         good, command = self.file(EXAMPLE), f"{shlex.quote(sys.executable)} {shlex.quote(str(HERE / 'ecwid_batch.py'))}"
         for line, code, words in (
             (f"{command} list COMPLETED >&-", 0, ""), (f"{command} run {good} >&- 2>&-", 0, ""),
+            (f"{command} run - <&-", 2, "ecwid-batch: the input holds no requests"),
             (f"{command} run --dry-run {good} | true; exit 0", 0, "(?!.*to go on)"),
         ):
             with self.subTest(line=line):
