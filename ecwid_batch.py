@@ -84,8 +84,8 @@ class BatchRequest:
             externalUrl parameter of the call
     id      tells its response from the others; None: the batch gives one
 
-    `get`, `post`, `put` and `delete` make one with `params` as its query: None is left out, a bool is "true" or
-    "false", a list is joined with commas, all is percent-encoded.
+    Of the `params` of `get`, `post`, `put` and `delete`, None is left out, a bool is "true" or "false", a list is
+    joined with commas, all is percent-encoded.
     A wrong argument is a ValueError or TypeError that says how to write it. Reference: "Create batch request".
     """
 
@@ -108,18 +108,22 @@ class BatchRequest:
 
     @classmethod
     def get(cls, path: str, params: Params = None, *, id: str | None = None) -> BatchRequest:
+        """A GET of `path`, with `params` as its query."""
         return cls("GET", _with_params(path, params), None, id)
 
     @classmethod
     def post(cls, path: str, body: Any = None, params: Params = None, *, id: str | None = None) -> BatchRequest:
+        """A POST of `body` to `path`, with `params` as its query."""
         return cls("POST", _with_params(path, params), body, id)
 
     @classmethod
     def put(cls, path: str, body: Any = None, params: Params = None, *, id: str | None = None) -> BatchRequest:
+        """A PUT of `body` to `path`, with `params` as its query."""
         return cls("PUT", _with_params(path, params), body, id)
 
     @classmethod
     def delete(cls, path: str, params: Params = None, *, id: str | None = None) -> BatchRequest:
+        """A DELETE of `path`, with `params` as its query."""
         return cls("DELETE", _with_params(path, params), None, id)
 
     @classmethod
@@ -576,6 +580,7 @@ class EcwidError(Exception):
 
     @property
     def ticket(self) -> str | None:
+        """The first of the tickets, or None."""
         return self.tickets[0] if self.tickets else None
 
     def __str__(self) -> str:
