@@ -986,6 +986,8 @@ class Statuses(TestCase):
         self.assertEqual([response.id for response in caught.exception.failed], ["b", "c"])
         with self.raises(BatchFailedError, "0 of 1 requests failed, 1 did not run"):
             status_of(row("c", "NOT_EXECUTED")).raise_for_failures()
+        with self.raises(BatchFailedError, r"the first, request a \(GET /x\): FAILED"):
+            status_of(row("a", "FAILED", 500))._of(Batch([BatchRequest.get("/x", id="a")])).raise_for_failures()
 
     def test_what_the_api_does_not_promise_is_an_invalid_response(self):
         good = {"status": "COMPLETED", "totalRequests": 1, "completedRequests": 1, "responses": [row("a")]}
