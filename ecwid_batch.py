@@ -969,11 +969,9 @@ class EcwidClient:
             transport: urllib.request.BaseHandler = urllib.request.HTTPSHandler(context=tls)
         else:
             transport = urllib.request.HTTPHandler()
-        opener = urllib.request.OpenerDirector()  # without HTTPRedirectHandler, which would take the token along
+        opener = urllib.request.OpenerDirector()  # without handlers of errors and redirects: each answer comes as it is
         opener.add_handler(transport)
         opener.add_handler(urllib.request.ProxyHandler({} if _is_loopback(parts.hostname) else None))
-        opener.add_handler(urllib.request.HTTPErrorProcessor())
-        opener.add_handler(urllib.request.HTTPDefaultErrorHandler())
         return opener
 
 
@@ -1018,7 +1016,7 @@ def _receive(
     try:
         try:
             response = opener.open(request, timeout=seconds)
-        except urllib.error.HTTPError as error:  # an answer too
+        except urllib.error.HTTPError as error:  # an answer too, from the caller's own opener
             response = error
             if error.fp is None:
                 return error.code, error.headers or {}, b""
