@@ -880,7 +880,9 @@ class EcwidClient:
     ) -> T:
         """What `read` makes of the JSON that answers a call. Every call goes through here: it is tried again if it
         surely did not run and, where it is repeatable, if nobody knows."""
-        for attempt in itertools.count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             seconds = min(self.timeout, deadline - time.monotonic())
             if seconds <= 0:
                 raise BatchTimeoutError(f"the timeout is over, {method} {path} was not sent")
@@ -897,7 +899,6 @@ class EcwidClient:
                 pause = max(_backoff(attempt), asked)
                 _logger().warning("%s; trying again in %.1f s (%d of %d)", error, pause, attempt, self.max_retries)
                 _pause(pause, deadline)
-        raise AssertionError("unreachable")
 
     def _request(self, method: str, path: str, query: dict[str, str], body: bytes | None) -> urllib.request.Request:
         url = f"{self.base_url}/{self.store_id}{path}"
@@ -1129,10 +1130,12 @@ def _is_loopback(host: str | None) -> bool:
 
 
 def _field(answer: Any, name: str, kind: type[T]) -> T:
-    value = answer.get(name) if isinstance(answer, dict) else None
-    if type(value) is not kind or value == "" or kind is str and not str(value).isprintable():
+    value: Any = answer.get(name) if isinstance(answer, dict) else None
+    fits = type(value) is kind
+    if not fits or kind is str and not (value and value.isprintable()) or kind is int and value < 0:
         raise InvalidResponseError(f"the answer has no {name}, or not of the promised kind")
-    return value
+    found: T = value
+    return found
 
 
 def _logger() -> logging.Logger:
