@@ -2,30 +2,39 @@
 
     from ecwid_batch import Batch, BatchRequest, EcwidClient
 
-    client = EcwidClient.from_env()                      # ECWID_STORE_ID and ECWID_TOKEN
-    status = client.run(Batch([
+    client = EcwidClient.from_env()  # reads ECWID_STORE_ID and ECWID_TOKEN
+    batch = Batch([
         BatchRequest.get("/orders", {"limit": 1, "email": "buyer@example.com"}),
         BatchRequest.put("/products/42", {"price": 19.99}),
-    ]))
-    for response in status:                              # one for every request, in their order
+    ])
+    for response in client.run(batch):
         print(response.request.path, response.http_status_code, response.body)
 
-Any number of requests, from any iterable, in flat memory: `for response in client.stream(requests): ...`.
+More than 500 requests, or hours of work, are a stream. With a journal, the same call goes on
+where a crash, a kill or a timeout ended it:
+
+    for response in client.stream(requests, journal="prices.journal"):
+        ...
 
 The promises:
 
-- One response per request, in the order of the requests. What Ecwid did not run is one too: NOT_EXECUTED.
-- Exactly once. A batch carries a deduplication key, so a submission whose outcome is unknown is sent again and still
-  runs once. An error carries the key and the tickets: with them this program, or the next one, goes on.
-- What the caller can see is wrong is a ValueError or TypeError before anything is sent; all else is an EcwidError.
-- The token goes to Ecwid and nowhere else: to no redirect, log, message or repr.
+- Every request gets exactly one response, in the order of the requests. A request that Ecwid did
+  not run gets one too, with the status NOT_EXECUTED. A request without a response from Ecwid gets
+  the status UNKNOWN: it may have run.
+- Every request runs at most once. A batch carries a deduplication key, so a submission whose
+  answer was lost is repeated without harm while Ecwid remembers the key, one hour. A journal keeps
+  the promise for as long as Ecwid keeps the batches.
+- Invalid arguments raise ValueError or TypeError before anything is sent. Every other failure
+  raises an EcwidError, which carries what is needed to resume.
+- The token is sent to Ecwid and to nobody else. No redirect is followed; no log, message or repr
+  shows the token.
 
-"Reference" below is Ecwid's REST API reference. The command line: `python3 ecwid_batch.py --help`.
+"Reference" in this file is Ecwid's REST API reference. For the command line, run
+`python3 ecwid_batch.py --help`.
 """
 
 from __future__ import annotations
 
-import _thread
 import collections
 import contextlib
 import dataclasses
@@ -41,143 +50,127 @@ import random
 import re
 import socket
 import ssl
+import stat
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import zlib
 
-TYPE_CHECKING = False  # at run time; importing typing would slow a cold start. uuid, logging and argparse can wait too
+# `typing` is never imported, and argparse, decimal, ipaddress, logging, signal and uuid only where
+# they are used: AWS Lambda pays for every import at a cold start.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     import logging
-    from typing import IO, Any, Callable, Generator, Iterable, Iterator, Mapping, NoReturn, Optional, TypeVar
+    from typing import (
+        IO,
+        Any,
+        Callable,
+        Generator,
+        Iterable,
+        Iterator,
+        Mapping,
+        NoReturn,
+        Optional,
+        TypeVar,
+        Union,
+    )
 
     T = TypeVar("T")
     Params = Optional[Mapping[str, Any]]
     OnProgress = Optional[Callable[["BatchStatus"], object]]
+    Path = Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]
 
 __version__ = "1.0.0"
 
 __all__ = [
-    "BatchRequest", "Batch", "BatchResponse", "BatchStatus", "EcwidError", "ApiError", "RateLimitError",
-    "TransportError", "InvalidResponseError", "BatchTimeoutError", "BatchFailedError", "EcwidClient", "main",
+    "BatchRequest",
+    "Batch",
+    "BatchResponse",
+    "BatchStatus",
+    "EcwidError",
+    "ApiError",
+    "RateLimitError",
+    "TransportError",
+    "InvalidResponseError",
+    "BatchTimeoutError",
+    "BatchFailedError",
+    "EcwidClient",
+    "main",
 ]
 
 
-# --- Requests and batches --------------------------------------------------------------------------------------------
+# --- Requests and batches -------------------------------------------------------------------------
 
-_MAX_REQUESTS = 500  # of one batch; reference: "Create batch request"
+_MAX_REQUESTS = 500  # requests in one batch; reference: "Create batch request"
 _METHODS = ("GET", "POST", "PUT", "DELETE")
-_PLAIN_PATH = re.compile("(?:/[A-Za-z0-9_-]+)+").fullmatch  # most paths: nothing in them to check or to encode
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchRequest:
-    """One REST call of a batch.
+    """One REST call of a batch, fixed from the moment it is made.
 
     method  "GET", "POST", "PUT" or "DELETE"
-    path    relative to the store, with its query if there is one: "/orders?limit=1". Spaces and non-ASCII characters
-            are percent-encoded; what is encoded already stays
-    body    what JSON can hold, and Decimal; None sends no body. No binary data: a file or image goes as a URL in the
-            externalUrl parameter of the call
-    id      tells its response from the others; None: the batch gives one
+    path    path and query, relative to the store, such as "/orders?limit=1". Spaces and non-ASCII
+            characters are percent-encoded; what is encoded already stays as it is
+    body    anything that JSON can hold, or a Decimal; None sends no body. Binary data cannot be
+            sent: put a URL into the `externalUrl` parameter of the call
+    id      text that identifies the response; None lets the batch number the request
 
-    Of the `params` of `get`, `post`, `put` and `delete`, None is left out, a bool is "true" or "false", a list is
-    joined with commas, all is percent-encoded.
-    A wrong argument is a ValueError or TypeError that says how to write it. Reference: "Create batch request".
+    The body is turned into JSON here, once: changing the object afterwards changes nothing, and
+    two requests are equal if they send the same text.
+
+    Raises ValueError or TypeError, with advice, for arguments that cannot be sent.
+    Reference: "Create batch request", Request JSON.
     """
 
     method: str
     path: str
-    body: Any = None
+    body: Any = dataclasses.field(default=None, compare=False)
     id: str | None = None
+    _json: str = dataclasses.field(init=False, repr=False)  # all fields but the id
 
-    def __init__(self, method: str, path: str, body: Any = None, id: str | None = None) -> None:
-        if method not in _METHODS:
-            raise ValueError(f"method must be one of {', '.join(_METHODS)}, not {method!r}")
-        if not isinstance(path, str):
-            raise TypeError(f"path must be a str such as '/products', not {type(path).__name__}")
-        if not _PLAIN_PATH(path):
-            path = _encoded_path(path)
-        if id is not None:
-            _check_text("id", id)
-        fields = self.__dict__  # the way in past `frozen`
-        fields["method"], fields["path"], fields["body"], fields["id"] = method, path, body, id
+    def __post_init__(self) -> None:
+        if self.method not in _METHODS:
+            raise ValueError(f"method must be one of {', '.join(_METHODS)}, not {self.method!r}")
+        if self.id is not None:
+            _check_text("id", self.id)
+        path = _checked_path(self.path)
+        if path is not self.path:
+            object.__setattr__(self, "path", path)  # the way into a frozen dataclass
+        object.__setattr__(self, "_json", _request_json(self.method, path, self.body))
 
     @classmethod
     def get(cls, path: str, params: Params = None, *, id: str | None = None) -> BatchRequest:
-        """A GET of `path`, with `params` as its query."""
-        return cls("GET", _with_params(path, params), None, id)
+        """Return a GET request.
+
+        params  mapping that is appended to the path as its query. None values are left out, a bool
+                becomes "true" or "false", a list or tuple is joined with commas, and everything is
+                percent-encoded
+        """
+        return cls("GET", _path_with_params(path, params), None, id)
 
     @classmethod
-    def post(cls, path: str, body: Any = None, params: Params = None, *, id: str | None = None) -> BatchRequest:
-        """A POST of `body` to `path`, with `params` as its query."""
-        return cls("POST", _with_params(path, params), body, id)
+    def post(
+        cls, path: str, body: Any = None, params: Params = None, *, id: str | None = None
+    ) -> BatchRequest:
+        """Return a POST request; `params` as for `get`."""
+        return cls("POST", _path_with_params(path, params), body, id)
 
     @classmethod
-    def put(cls, path: str, body: Any = None, params: Params = None, *, id: str | None = None) -> BatchRequest:
-        """A PUT of `body` to `path`, with `params` as its query."""
-        return cls("PUT", _with_params(path, params), body, id)
+    def put(
+        cls, path: str, body: Any = None, params: Params = None, *, id: str | None = None
+    ) -> BatchRequest:
+        """Return a PUT request; `params` as for `get`."""
+        return cls("PUT", _path_with_params(path, params), body, id)
 
     @classmethod
     def delete(cls, path: str, params: Params = None, *, id: str | None = None) -> BatchRequest:
-        """A DELETE of `path`, with `params` as its query."""
-        return cls("DELETE", _with_params(path, params), None, id)
-
-    @classmethod
-    def _from_json(cls, item: Any, where: str) -> BatchRequest:
-        """The request that parsed JSON describes; `where` it stands goes into the error."""
-        try:
-            if not isinstance(item, dict) or not item.keys() >= {"method", "path"}:
-                raise ValueError("must be an object with method and path")
-            for name in item.keys() - {"id", "path", "method", "body"}:
-                raise ValueError(f"has an unknown field {name!r}; the fields are id, path, method, body")
-            return cls(**item)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: {error}") from None
-
-
-def _encoded_path(path: str) -> str:
-    """The path, percent-encoded; ValueError if it could lead out of the store or holds what a path must not."""
-    route, _, query = path.partition("?")
-    while route != (decoded := urllib.parse.unquote(route)):  # %2e%2e; %252e%252e, for a server that decodes twice
-        route = decoded
-    if {"token", "access_token"} & dict(urllib.parse.parse_qsl(query, keep_blank_values=True)).keys():
-        raise ValueError("path must not hold a token: the client sends its own")  # nor does this message
-    if not path.startswith("/") or path.startswith("//"):
-        raise ValueError(f"path must be like '/orders', without https://.../api/v3/{{storeId}}, not {path!r}")
-    if any(re.split("[;?#\0]", segment)[0].strip() == ".." for segment in re.split(r"[/\\]", route)):
-        raise ValueError(f"path must stay inside the store, without a '..' segment, not {path!r}")
-    if "#" in path:
-        raise ValueError(f"path must not have a fragment (a '#' that is meant is written %23), not {path!r}")
-    if re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", path):
-        raise ValueError(f"path must not hold control characters or lone surrogates, not {path!r}; percent-encode them")
-    return urllib.parse.quote(re.sub("%(?![0-9A-Fa-f]{2})", "%25", path), safe="/?%:@!$&'()*+,;=")
-
-
-def _with_params(path: str, params: Params) -> str:
-    if params is None:
-        return path
-    if not hasattr(params, "items"):
-        raise TypeError(f"params must be a mapping such as {{'limit': 1}}, not {type(params).__name__}")
-    pairs = []
-    for name, value in params.items():
-        _check_text("the name of a parameter", name)
-        if value is not None:
-            values = value if isinstance(value, (list, tuple)) else [value]
-            texts = [urllib.parse.quote(_text(name, item), safe="") for item in values]
-            pairs.append(f"{urllib.parse.quote(name, safe='')}={','.join(texts)}")
-    return path + ("&" if "?" in path else "?") + "&".join(pairs) if pairs else path
-
-
-def _text(name: str, value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if value is None or hasattr(value, "__iter__") and not isinstance(value, str):
-        raise TypeError(f"parameter {name} must be text, a number, a bool or a list of them, not {value!r}")
-    return str(value)
+        """Return a DELETE request; `params` as for `get`."""
+        return cls("DELETE", _path_with_params(path, params), None, id)
 
 
 def _check_text(name: str, value: object) -> None:
@@ -187,94 +180,327 @@ def _check_text(name: str, value: object) -> None:
         raise ValueError(f"{name} must not be empty")
 
 
-@dataclasses.dataclass(frozen=True)
+_PLAIN_PATH = re.compile("(?!/api/)(?:/[A-Za-z0-9_-]+)+").fullmatch  # nothing to check or encode
+
+
+def _checked_path(path: str) -> str:
+    """Return the path as it is sent. Raises ValueError or TypeError if it must not be sent."""
+    if not isinstance(path, str):
+        raise TypeError(f"path must be a str such as '/products', not {type(path).__name__}")
+    if _PLAIN_PATH(path):
+        return path
+    _check_path(path)
+    return _quoted_path(path)
+
+
+def _check_path(path: str) -> None:
+    """Raise ValueError if the path could leave the store or holds what no path may hold."""
+    route, _, query = path.partition("?")
+    names = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
+    if {"token", "access_token"} & {name.lower() for name in names}:  # first: never shown below
+        raise ValueError("path must not hold a token: the client sends its own")
+    shown = f"not {_one_line(path)!r}"
+    if not path.startswith("/") or path.startswith("//"):
+        raise ValueError(
+            f"path must be relative to the store and begin with one '/', such as '/orders', {shown}"
+        )
+    if "#" in path:
+        raise ValueError(f"path must not have a fragment; write '#' as %23, {shown}")
+    if re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", path):
+        raise ValueError(f"path must not hold control characters or lone surrogates, {shown}")
+    segments = _segments(route)
+    if ".." in segments:
+        raise ValueError(f"path must stay inside the store, without a '..' segment, {shown}")
+    if segments[1:3] == ["api", "v3"]:
+        raise ValueError(
+            "path must not repeat /api/v3/{storeId}, which Ecwid adds itself: begin with what "
+            f"follows it, such as '/orders', {shown}"
+        )
+
+
+def _segments(route: str) -> list[str]:
+    """Return the segments of a path as the most lenient server would read them.
+
+    Such a server decodes again and again, takes a backslash for a slash, and drops white space and
+    parameters after a semicolon.
+    """
+    for _ in range(5):
+        decoded = urllib.parse.unquote(route)
+        if re.search("[\x00-\x1f\x7f]", decoded):
+            raise ValueError("path must not hold control characters, percent-encoded or not")
+        if decoded == route:
+            break
+        route = decoded
+    else:
+        raise ValueError("path is percent-encoded more than four times; encode it once")
+    segments = re.split(r"[/\\]", route)
+    return [re.split("[;?#]", segment)[0].strip() for segment in segments]
+
+
+def _quoted_path(path: str) -> str:
+    """Return the path with everything percent-encoded that a URL cannot hold."""
+    route, mark, query = path.partition("?")
+    route = route.replace("+", "%2B")  # Ecwid decodes segments as a query, where + is a space
+    text = re.sub("%(?![0-9A-Fa-f]{2})", "%25", route + mark + query)
+    return urllib.parse.quote(text, safe="/?%:@!$&'()*+,;=")
+
+
+def _path_with_params(path: str, params: Params) -> str:
+    if params is None:
+        return path
+    if not hasattr(params, "items"):
+        kind = type(params).__name__
+        raise TypeError(f"params must be a mapping such as {{'limit': 1}}, not {kind}")
+    pairs = []
+    for name, value in params.items():
+        _check_text("the name of a parameter", name)
+        if value is None:
+            continue
+        if not isinstance(value, (list, tuple)):
+            value = [value]
+        texts = [urllib.parse.quote(_param_text(name, item), safe="") for item in value]
+        pairs.append(f"{urllib.parse.quote(name, safe='')}={','.join(texts)}")
+    if not pairs:
+        return path
+    mark = "&" if "?" in path else "?"
+    return path + mark + "&".join(pairs)
+
+
+def _param_text(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None or (hasattr(value, "__iter__") and not isinstance(value, str)):
+        raise TypeError(
+            f"parameter {name} must be text, a number, a bool or a list of them, not {value!r}"
+        )
+    text = str(value)
+    if text.strip("+-").lower() in ("nan", "snan", "inf", "infinity") and value != text:
+        raise ValueError(f"parameter {name} must be a number that can be written, not {text}")
+    return text
+
+
+_DECIMAL = os.urandom(16).hex()  # marks a Decimal until its quotes are removed; never in a text
+
+
+def _json_default(value: object) -> str:
+    """Return the stand-in of a value that the json module does not know."""
+    from decimal import Decimal
+
+    if isinstance(value, Decimal):
+        if not value.is_finite():
+            raise ValueError(f"{value} is not a JSON number")
+        return f"{_DECIMAL}{value}{_DECIMAL}"
+    hint = ""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        hint = "; put a URL into the externalUrl parameter of the call instead"
+    raise TypeError(f"{type(value).__name__} is not a JSON type{hint}")
+
+
+_quote = json.encoder.encode_basestring_ascii  # what the json module writes a str with
+
+
+def _make_encoder() -> Callable[[Any], str]:
+    """Return a function that writes a value as JSON.
+
+    json.JSONEncoder prepares its C encoder anew for every call, which costs as much as a small
+    body. Prepared once, it writes the same text.
+    """
+    try:
+        write = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
+            None, _json_default, _quote, None, ": ", ", ", False, False, False
+        )
+    except (AttributeError, TypeError):  # PyPy has none; another Python may have another
+        return json.JSONEncoder(allow_nan=False, default=_json_default).encode
+    return lambda value: "".join(write(value, 0))
+
+
+_encode = _make_encoder()
+
+
+def _request_json(method: str, path: str, body: Any) -> str:
+    """Return the JSON text of a request from its path on: the batch puts the id before it."""
+    if body is None:
+        return f'"path": "{path}", "method": "{method}"}}'
+    try:
+        text = _encode(body)
+    except TypeError as error:
+        raise TypeError(f"{method} {path}: the body cannot be JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{method} {path}: the body cannot be JSON: {error}") from None
+    if _DECIMAL in text:
+        text = text.replace(f'"{_DECIMAL}', "").replace(f'{_DECIMAL}"', "")
+    return f'"path": "{path}", "method": "{method}", "body": {text}}}'
+
+
+def _one_line(text: str, limit: int = 300) -> str:
+    """Return text from outside as one short line that a terminal, a log and UTF-8 can take."""
+    if text.isprintable() and len(text) <= limit:
+        return text
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(printable.split())[:limit]
+
+
+class _Options:
+    """How Ecwid is to run a batch; the arguments are those of `Batch`."""
+
+    def __init__(
+        self,
+        allow_parallel_mode: bool | None,
+        stop_on_first_failure: bool | None,
+        group_id: str | None,
+    ) -> None:
+        for value in (allow_parallel_mode, stop_on_first_failure):
+            if value is not None and not isinstance(value, bool):
+                raise TypeError(
+                    "allow_parallel_mode and stop_on_first_failure must be a bool or None, "
+                    f"not {value!r}"
+                )
+        if group_id is not None:
+            _check_text("group_id", group_id)
+        self.allow_parallel_mode = allow_parallel_mode
+        self.stop_on_first_failure = stop_on_first_failure
+        self.group_id = group_id
+
+    @property
+    def stops(self) -> bool:
+        """Whether the first failure ends the batch."""
+        return self.stop_on_first_failure is not False
+
+
+@dataclasses.dataclass(frozen=True, init=False, repr=False)
 class Batch:
-    """1 to 500 requests, and how Ecwid shall run them.
+    """1 to 500 requests, and how Ecwid is to run them.
 
-    requests               any iterable of BatchRequest; a missing id is given by position, from "000001" on
-    allow_parallel_mode    True: up to 100 at once. Ecwid's default: one after another
-    stop_on_first_failure  False: go on after a failure; a request that met a 5XX is tried 5 times, 3 s apart.
-                           Ecwid's default: the first failure ends the batch, the rest are NOT_EXECUTED
-    deduplication_key      a UUID: for an hour, batches with one key are one batch. "new" makes one; None sends none:
-                           then only a submission that surely did not run is tried again
-    group_id               a name by which to cancel the batch
+    requests               any iterable of BatchRequest
+    allow_parallel_mode    True runs up to 100 requests at once. Ecwid's default is one at a time
+    stop_on_first_failure  False goes on after a failed request; a request that meets a 5XX is then
+                           tried 5 times, 3 s apart. Ecwid's default is to end the batch, and the
+                           rest is NOT_EXECUTED
+    deduplication_key      a UUID; None makes a new one. Ecwid takes batches with the same key for
+                           the same batch, for one hour
+    group_id               a name by which the batch can be cancelled
 
-    None leaves an option to Ecwid. A batch is a snapshot: its JSON is made here, once. ValueError and TypeError name
-    the request that is wrong. Reference: "Create batch request", Query params.
+    None leaves an option to Ecwid. `ids` holds what is sent as the id of each request: its own, or
+    its position from "000001" on.
+
+    A Batch is one job: submitting the same object, or another with the same key, within the hour
+    returns the results of the first submission, failures included. Make a new Batch to run the
+    requests again.
+
+    Raises ValueError or TypeError for what cannot be sent, naming the request.
+    Reference: "Create batch request", Query params.
     """
 
     requests: tuple[BatchRequest, ...]
     allow_parallel_mode: bool | None
     stop_on_first_failure: bool | None
-    deduplication_key: str | None
+    deduplication_key: str
     group_id: str | None
+    ids: tuple[str, ...] = dataclasses.field(init=False)
 
     def __init__(
-        self, requests: Iterable[BatchRequest], *, allow_parallel_mode: bool | None = None,
-        stop_on_first_failure: bool | None = None, deduplication_key: str | None = "new", group_id: str | None = None,
+        self,
+        requests: Iterable[BatchRequest],
+        *,
+        allow_parallel_mode: bool | None = None,
+        stop_on_first_failure: bool | None = None,
+        deduplication_key: str | None = None,
+        group_id: str | None = None,
     ) -> None:
-        for flag in (allow_parallel_mode, stop_on_first_failure):
-            if flag is not None and not isinstance(flag, bool):
-                raise TypeError(f"allow_parallel_mode and stop_on_first_failure must be a bool or None, not {flag!r}")
-        if group_id is not None:
-            _check_text("group_id", group_id)
-        named = _with_ids(tuple(itertools.islice(requests, _MAX_REQUESTS + 1)))
-        vars(self).update(
-            requests=named, allow_parallel_mode=allow_parallel_mode, stop_on_first_failure=stop_on_first_failure,
-            deduplication_key=_checked_key(deduplication_key), group_id=group_id, _json=_serialized(named),
+        options = _Options(allow_parallel_mode, stop_on_first_failure, group_id)
+        key = _checked_key(deduplication_key)
+        found = tuple(itertools.islice(requests, _MAX_REQUESTS + 1))
+        if not found:
+            raise ValueError(f"a batch needs 1 to {_MAX_REQUESTS} requests, not none")
+        if len(found) > _MAX_REQUESTS:
+            raise ValueError(
+                f"a batch takes at most {_MAX_REQUESTS} requests; Batch.split and "
+                "EcwidClient.stream take any number"
+            )
+        self._fill(found, _ids(found, 1), options, key)
+
+    def _fill(
+        self,
+        requests: tuple[BatchRequest, ...],
+        ids: tuple[str, ...],
+        options: _Options,
+        key: str,
+    ) -> None:
+        set_field = functools.partial(object.__setattr__, self)
+        set_field("requests", requests)
+        set_field("ids", ids)
+        set_field("allow_parallel_mode", options.allow_parallel_mode)
+        set_field("stop_on_first_failure", options.stop_on_first_failure)
+        set_field("deduplication_key", key)
+        set_field("group_id", options.group_id)
+
+    @classmethod
+    def from_json(
+        cls,
+        source: str | bytes | list[Any],
+        *,
+        allow_parallel_mode: bool | None = None,
+        stop_on_first_failure: bool | None = None,
+        deduplication_key: str | None = None,
+        group_id: str | None = None,
+    ) -> Batch:
+        """Return the batch that a JSON array describes, as text or already parsed.
+
+        The array is that of the reference, "Create batch request", Request JSON. Raises ValueError
+        that names the place of what is wrong, or TypeError for a source of another type.
+        """
+        items: Any = source
+        if isinstance(source, (str, bytes)):
+            items = _parse_json(source, "the batch")
+        if not isinstance(items, list):
+            kind = type(items).__name__
+            raise TypeError(f"the batch must be a JSON array of requests, not {kind}")
+        return cls(
+            [_read_request(item, f"request {place}") for place, item in enumerate(items, 1)],
+            allow_parallel_mode=allow_parallel_mode,
+            stop_on_first_failure=stop_on_first_failure,
+            deduplication_key=deduplication_key,
+            group_id=group_id,
         )
 
     @classmethod
-    def from_json(cls, text: str | bytes, **options: Any) -> Batch:
-        """The batch of a JSON array as in the reference; `options` as of Batch. ValueError says where it is wrong."""
-        items = _parsed(text, "the batch")
-        if not isinstance(items, list):
-            raise ValueError(f"the batch must be a JSON array of requests, not {type(items).__name__}")
-        return cls([BatchRequest._from_json(item, f"request {n}") for n, item in enumerate(items, 1)], **options)
+    def split(
+        cls,
+        requests: Iterable[BatchRequest],
+        *,
+        batch_size: int = _MAX_REQUESTS,
+        allow_parallel_mode: bool | None = None,
+        stop_on_first_failure: bool | None = None,
+        deduplication_key: str | None = None,
+        group_id: str | None = None,
+    ) -> Iterator[Batch]:
+        """Return an iterator of batches that reads the requests as they are needed.
 
-    @classmethod
-    def split(cls, requests: Iterable[BatchRequest], **options: Any) -> Iterator[Batch]:
-        """Batches of up to 500 from any iterable, read as they are asked for; `options` as of Batch.
-
-        Each has a key of its own, made of `deduplication_key`, its position and its content (UUID 5): the same input
-        under the same key gives the same batches again, and no two share one.
+        Missing ids are numbered through all batches. The key of each batch is derived from
+        `deduplication_key`, the number of the batch and its content: the same requests under the
+        same key give the same batches, and no two batches share a key.
         """
-        key = _checked_key(options.pop("deduplication_key", "new"))
-        source = iter(requests)
-        chunks = iter(lambda: list(itertools.islice(source, _MAX_REQUESTS)), [])
-        return (cls._part(chunk, key, str(number), options) for number, chunk in enumerate(chunks, 1))
-
-    @classmethod
-    def _part(cls, requests: list[BatchRequest], base_key: str | None, place: str, options: dict[str, Any]) -> Batch:
-        batch = cls(requests, deduplication_key=None, **options)
-        if base_key is not None:
-            import uuid
-
-            key = uuid.uuid5(uuid.UUID(base_key), f"{place}:{batch.to_json().decode()}")
-            vars(batch)["deduplication_key"] = str(key)
-        return batch
-
-    def _rerun(self, ids: set[str | None], attempt: int, options: dict[str, Any]) -> Batch:
-        """A further batch of some of the requests, as they were when this one was made."""
-        from decimal import Decimal
-
-        rows = json.loads(self.to_json(), parse_float=Decimal)
-        requests = [BatchRequest(**row) for row in rows if row["id"] in ids]
-        return self._part(requests, self.deduplication_key, f"retry {attempt}", options)
+        options = _Options(allow_parallel_mode, stop_on_first_failure, group_id)
+        return _split(requests, batch_size, options, _checked_key(deduplication_key))
 
     @property
     def query(self) -> dict[str, str]:
         """The query parameters that will be sent."""
-        options = {
-            "allowParallelMode": self.allow_parallel_mode, "stopOnFirstFailure": self.stop_on_first_failure,
-            "deduplicationKey": self.deduplication_key, "groupId": self.group_id,
-        }
-        return {name: _text(name, value) for name, value in options.items() if value is not None}
+        query = {"deduplicationKey": self.deduplication_key}
+        if self.allow_parallel_mode is not None:
+            query["allowParallelMode"] = str(self.allow_parallel_mode).lower()
+        if self.stop_on_first_failure is not None:
+            query["stopOnFirstFailure"] = str(self.stop_on_first_failure).lower()
+        if self.group_id is not None:
+            query["groupId"] = self.group_id
+        return query
 
     def to_json(self) -> bytes:
-        """The body that will be sent: a JSON array."""
-        json_array: bytes = vars(self)["_json"]
-        return json_array
+        """Return the body that will be sent, a JSON array."""
+        items = [
+            f'{{"id": {_quote(id)}, {request._json}' for id, request in zip(self.ids, self.requests)
+        ]
+        return f"[{', '.join(items)}]".encode("ascii")
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -282,124 +508,189 @@ class Batch:
     def __iter__(self) -> Iterator[BatchRequest]:
         return iter(self.requests)
 
-
-def _with_ids(requests: tuple[BatchRequest, ...]) -> tuple[BatchRequest, ...]:
-    if not 1 <= len(requests) <= _MAX_REQUESTS:
-        found = "more" if requests else "none"
-        raise ValueError(f"a batch holds 1 to {_MAX_REQUESTS} requests, not {found}; Batch.split takes any number")
-    taken = set()
-    for position, request in enumerate(requests, 1):
-        if not isinstance(request, BatchRequest):
-            kind = type(request).__name__
-            raise TypeError(f"request {position} must be a BatchRequest, not {kind}; Batch.from_json reads JSON")
-        if request.id in taken:
-            raise ValueError(f"request id {request.id!r} is repeated; only its id tells a response from the others")
-        if request.id is not None:
-            taken.add(request.id)
-    named = []
-    for position, request in enumerate(requests, 1):
-        if request.id is None:
-            while (id := f"{position:06d}") in taken:
-                position += 1
-            taken.add(id)
-            fields, request = request.__dict__, object.__new__(BatchRequest)  # a copy, without the checks again
-            request.__dict__.update(fields)
-            request.__dict__["id"] = id
-        named.append(request)
-    return tuple(named)
+    def __repr__(self) -> str:
+        names = [f"{request.method} {request.path[:60]}" for request in self.requests]
+        ends = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+        return f"<Batch of {len(self):,}: {ends}>"
 
 
-def _checked_key(key: str | None) -> str | None:
+def _checked_key(key: str | None) -> str:
+    """Return the deduplication key in its usual form, a new one for None."""
     import uuid
 
+    if key is None:
+        return str(uuid.uuid4())
     try:
-        return None if key is None else str(uuid.uuid4() if key == "new" else uuid.UUID(str(key)))
+        return str(uuid.UUID(str(key)))
     except ValueError:
-        raise ValueError(f"deduplication_key must be a UUID such as {uuid.uuid4()}, not {key!r}") from None
+        example = uuid.uuid4()
+        raise ValueError(
+            f"deduplication_key must be a UUID such as {example}, not {key!r}"
+        ) from None
 
 
-_DECIMAL = f"decimal {os.urandom(16).hex()} "  # marks a Decimal till its quotes are off; nothing else begins like it
+def _ids(requests: tuple[BatchRequest, ...], first: int) -> tuple[str, ...]:
+    """Return the id of each request: its own, or its place in the job, counted from `first`.
+
+    Raises TypeError for what is not a request, ValueError for an id that is repeated.
+    """
+    taken: set[str] = set()
+    for place, request in enumerate(requests, first):
+        if not isinstance(request, BatchRequest):
+            kind = type(request).__name__
+            raise TypeError(
+                f"request {place} must be a BatchRequest, not {kind}; Batch.from_json reads JSON"
+            )
+        if request.id is None:
+            continue
+        if request.id in taken:
+            raise ValueError(
+                f"request {place} ({request.method} {request.path}): the id {request.id!r} is "
+                "repeated, but only the id tells one response from another"
+            )
+        taken.add(request.id)
+    if not taken:
+        return tuple(f"{place:06d}" for place in range(first, first + len(requests)))
+    ids = []
+    for place, request in enumerate(requests, first):
+        id = request.id or _free_id(place, taken)
+        taken.add(id)
+        ids.append(id)
+    return tuple(ids)
 
 
-def _serialized(requests: tuple[BatchRequest, ...]) -> bytes:
-    items = [vars(request) for request in requests]
-    items = [item if item["body"] is not None else {k: item[k] for k in ("id", "path", "method")} for item in items]
+def _free_id(place: int, taken: set[str]) -> str:
+    id = f"{place:06d}"
+    while id in taken:
+        place += 1
+        id = f"{place:06d}"
+    return id
+
+
+def _read_request(item: Any, where: str) -> BatchRequest:
+    """Return the request that parsed JSON describes. Raises ValueError that names the place."""
     try:
-        text = json.dumps(items, allow_nan=False, default=_json_default)
-    except (TypeError, ValueError, RecursionError) as error:
-        for request in requests if len(requests) > 1 else ():
-            _serialized((request,))  # raises at the one that it is
-        culprit, kind = requests[0], TypeError if isinstance(error, TypeError) else ValueError
-        name = f"request {culprit.id} ({culprit.method} {culprit.path})"
-        raise kind(f"{name}: its body cannot be JSON: {error}") from None
-    return (re.sub(f'"{_DECIMAL}([^"]+)"', r"\1", text) if _DECIMAL in text else text).encode()
+        if not isinstance(item, dict) or not item.keys() >= {"method", "path"}:
+            raise ValueError("must be a JSON object with method and path")
+        for name in item.keys() - {"id", "path", "method", "body"}:
+            raise ValueError(
+                f"has an unknown field {name!r}; the fields are id, path, method and body"
+            )
+        return BatchRequest(**item)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
-def _json_default(value: object) -> str:
-    from decimal import Decimal
-
-    if isinstance(value, Decimal):
-        return f"{_DECIMAL}{value}" if value.is_finite() else _not_json(str(value))
-    hint = "; name a URL in externalUrl instead" if isinstance(value, (bytes, bytearray, memoryview)) else ""
-    raise TypeError(f"a {type(value).__name__} is not of JSON{hint}")
-
-
-def _not_json(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not of JSON")
-
-
-_decode = json.JSONDecoder(parse_constant=_not_json).decode  # json.loads, but for its NaN and Infinity
+def _split(
+    requests: Iterable[BatchRequest], batch_size: int, options: _Options, key: str
+) -> Iterator[Batch]:
+    _check_number("batch_size", batch_size, int, 1, _MAX_REQUESTS)
+    source = iter(requests)
+    chunks = iter(lambda: tuple(itertools.islice(source, batch_size)), ())
+    return (
+        _part(chunk, _ids(chunk, batch_size * (number - 1) + 1), options, key, str(number))
+        for number, chunk in enumerate(chunks, 1)
+    )
 
 
-def _parsed(text: str | bytes, what: str) -> Any:
-    """The value of a JSON text in UTF-8, or a ValueError that says what is none."""
+def _part(
+    requests: tuple[BatchRequest, ...],
+    ids: tuple[str, ...],
+    options: _Options,
+    job_key: str,
+    place: str,
+) -> Batch:
+    """Return a batch of a job, with a key made of the job's key, its place and its content."""
+    import uuid
+
+    batch = object.__new__(Batch)
+    batch._fill(requests, ids, options, job_key)
+    key = uuid.uuid5(uuid.UUID(job_key), f"{place}:{batch.to_json().decode('ascii')}")
+    batch._fill(requests, ids, options, str(key))
+    return batch
+
+
+def _check_number(
+    name: str,
+    value: float,
+    kind: type | tuple[type, ...],
+    low: float,
+    high: float = math.inf,
+) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        expected = "a whole number" if kind is int else "a number of seconds"
+        raise TypeError(f"{name} must be {expected}, not {value!r}")
+    if not low <= value <= high:
+        limits = f"{low} or more" if high == math.inf else f"from {low} to {high}"
+        raise ValueError(f"{name} must be {limits}, not {value!r}")
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode  # json.loads without NaN
+
+
+def _parse_json(text: str | bytes, what: str) -> Any:
+    """Return the value of a JSON text in UTF-8. Raises ValueError that says `what` is not JSON."""
     try:
-        return _decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig")
+        return _decode(text)
     except (ValueError, RecursionError) as error:
-        reason = re.sub(r": line 1 (column \d+) .*", r" at \1", str(error))
-        raise ValueError(f"{what} is not JSON: {reason}") from None
+        raise ValueError(f"{what} is not JSON: {error}") from None
 
 
-# --- Responses and statuses ------------------------------------------------------------------------------------------
+# --- Responses and statuses -----------------------------------------------------------------------
 
-_STATUSES = ("QUEUED", "IN_PROGRESS", "COMPLETED")
-_TEXT, _NUMBER = (str, type(None)), (int, type(None))
-_LEFT_OUT = "Ecwid sent no response for this request"
+_NO_RESPONSE = "Ecwid sent no response for this request; it may have run"
+_CONTRADICTION = "Ecwid says both that this request ran and that it did not"
+_NOT_RUN = "Ecwid did not run this request"
 _CANCELLED = "cancelled before it ran"
-_NEVER_SENT = "not submitted, since an earlier request failed"
+_TEXT = (str, type(None))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class BatchResponse:
-    """What became of one request.
+    """The outcome of one request.
 
-    id                 as the request's
-    status             "COMPLETED", "FAILED" (its HTTP status was not 200) or "NOT_EXECUTED"
-    http_status_code   None where there is none
-    http_status_line   the reason; of a failed request, its error message
-    http_body, escaped_http_body   as Ecwid sends them, one or the other; `body` reads both
-    request            the BatchRequest; always there from `run` and `stream`
+    id                that of the request
+    status            "COMPLETED"; "FAILED" (the call was answered with an error); "NOT_EXECUTED"
+                      (an earlier failure or a cancel came first); or "UNKNOWN" (Ecwid sent no
+                      response for the request, which may have run)
+    http_status_code  of the answer to the call, or None
+    http_status_line  the reason for that code; for a failed request, the error message
+    error_message     why the request failed or did not run; None if it succeeded
+    error_code        Ecwid's code of the error, such as "WRONG_PARAMETER", or None
 
-    Reference: "Get batch request status", responses.
+    Reference: "Get batch request status", Response JSON.
     """
 
     id: str | None
     status: str
     http_status_code: int | None = None
     http_status_line: str | None = None
-    http_body: Any = None
-    escaped_http_body: str | None = None
-    request: BatchRequest | None = None
+    error_message: str | None = None
+    error_code: str | None = None
+    _http_body: Any = None
+    _escaped_body: str | None = None
+    _request: BatchRequest | None = None
+    _cancelled: bool = False
+
+    @property
+    def request(self) -> BatchRequest:
+        """The request. Raises LookupError where it is not known: after `wait` without a batch."""
+        if self._request is None:
+            raise LookupError("the request is not known here; pass batch= to wait()")
+        return self._request
 
     @functools.cached_property
     def body(self) -> Any:
-        """The answer's JSON, parsed when first looked at; its text if it is not JSON; None if there is none."""
-        if self.escaped_http_body is None:
-            return self.http_body
-        try:
-            return _decode(self.escaped_http_body)
-        except (ValueError, RecursionError):
-            return self.escaped_http_body
+        """The JSON of the answer, parsed at first use; its text if it is not JSON; or None."""
+        if self._escaped_body is None:
+            return self._http_body
+        return _json_or_text(self._escaped_body)
 
     @property
     def ok(self) -> bool:
@@ -407,90 +698,171 @@ class BatchResponse:
         return self.status == "COMPLETED"
 
     @property
-    def error_message(self) -> str | None:
-        """Why the request failed or did not run; None if it succeeded."""
-        return None if self.ok else _error_fields(self.body)[0] or self.http_status_line or self.status
-
-    @property
-    def error_code(self) -> str | None:
-        """Ecwid's code for it, such as "WRONG_PARAMETER", or None."""
-        return None if self.ok else _error_fields(self.body)[1]
-
-    @property
     def retryable(self) -> bool:
-        """Whether asking again can help and cannot do harm: after a 408 or 429, after a 5XX of a GET, PUT or DELETE,
-        and if it was not executed (but for a POST that Ecwid sent no response for: it may have run)."""
-        harmless = self.request is not None and self.request.method != "POST"
-        if self.status == "NOT_EXECUTED":
-            return harmless or self.http_status_line != _LEFT_OUT
+        """Whether repeating the request may help and cannot do harm.
+
+        That is so after 429 and for NOT_EXECUTED; and for a GET, PUT or DELETE, which may run
+        twice, also after 408, 5XX and for UNKNOWN.
+        """
         code = self.http_status_code or 0
-        return not self.ok and (code in (408, 429) or code >= 500 and harmless)
+        if self.status == "NOT_EXECUTED":
+            return True
+        if self.status == "FAILED" and code == 429:
+            return True
+        if self._request is None or self._request.method == "POST":
+            return False
+        return self.status == "UNKNOWN" or (
+            self.status == "FAILED" and (code == 408 or code >= 500)
+        )
 
-    @classmethod
-    def _from_dict(cls, row: Any) -> BatchResponse:
-        get = row.get if type(row) is dict else {}.get
-        id, status, line, escaped = get("id"), get("status"), get("httpStatusLine"), get("escapedHttpBody")
-        code = get("httpStatusCode", get("httpCode"))  # httpCode: so in an example of the older reference
-        texts = type(id) in _TEXT and type(line) in _TEXT and type(escaped) in _TEXT
-        if not texts or type(status) is not str or type(code) not in _NUMBER:
-            raise InvalidResponseError("a response in the batch status is not of the promised form")
-        if status == "COMPLETED" and code is None:
-            status, line = "NOT_EXECUTED", _CANCELLED  # "Cancel batch group": it counts as COMPLETED and never runs
-        return cls(id, status, code, line, get("httpBody"), escaped)
-
-    def _to_dict(self) -> dict[str, Any]:
-        row = {
-            "id": self.id, "status": self.status, "httpStatusCode": self.http_status_code,
-            "httpStatusLine": self.http_status_line, "httpBody": self.http_body,
-            "escapedHttpBody": self.escaped_http_body,
-        }
-        return {name: value for name, value in row.items() if value is not None}
+    def __repr__(self) -> str:
+        words = [str(self.id), self.status]
+        if self.http_status_code is not None:
+            words.append(str(self.http_status_code))
+        if self.error_message is not None:
+            words.append(self.error_message)
+        return _one_line(f"<BatchResponse {' '.join(words)}", 120) + ">"
 
 
-def _error_fields(body: Any) -> tuple[str | None, str | None]:
-    """Message and code of an error answer; the older reference has error_message in an example."""
-    fields = body if isinstance(body, dict) else {}
-    message, code = fields.get("errorMessage", fields.get("error_message")), fields.get("errorCode")
-    return message if isinstance(message, str) else None, code if isinstance(code, str) else None
+def _json_or_text(text: str) -> Any:
+    try:
+        return _decode(text)
+    except (ValueError, RecursionError):
+        return text
 
 
-@dataclasses.dataclass(frozen=True)
+def _read_response(row: Any, clean: Callable[[str], str]) -> BatchResponse:
+    """Return the response that a row of a batch status describes.
+
+    clean  makes text from outside fit to be shown
+
+    Raises InvalidResponseError if the row is not what the API promises.
+    """
+    if not isinstance(row, dict):
+        raise _invalid("a response in the batch status is not a JSON object")
+    id = row.get("id")
+    line = row.get("httpStatusLine")
+    escaped = row.get("escapedHttpBody")
+    code = row.get("httpStatusCode", row.get("httpCode"))  # the latter in the older reference
+    if not (isinstance(id, _TEXT) and isinstance(line, _TEXT) and isinstance(escaped, _TEXT)):
+        raise _invalid("a response in the batch status has a field that is not text")
+    if not isinstance(code, (int, type(None))):
+        raise _invalid("a response in the batch status has a status code that is not a number")
+    if line:
+        line = clean(line)
+    response = BatchResponse(
+        id,
+        _believed_status(row.get("status"), code or None),
+        code,
+        line,
+        _http_body=row.get("httpBody"),
+        _escaped_body=escaped,
+    )
+    if not response.ok:
+        return _with_error(response, row["status"], clean)
+    if code or response.body not in (None, ""):
+        return response
+    return dataclasses.replace(  # "Cancel batch group": it counts as COMPLETED and never runs
+        response,
+        status="NOT_EXECUTED",
+        http_status_line=_CANCELLED,
+        error_message=_CANCELLED,
+        _cancelled=True,
+    )
+
+
+def _believed_status(status: object, code: int | None) -> str:
+    """Return the status of a row; of a row that contradicts itself, the worse reading."""
+    succeeded = code is not None and 200 <= code < 300
+    if status == "COMPLETED" and (succeeded or code is None):
+        return "COMPLETED"
+    if status == "COMPLETED":
+        return "FAILED"
+    if status == "NOT_EXECUTED" and succeeded:
+        return "UNKNOWN"
+    if status == "FAILED" or status == "NOT_EXECUTED":
+        return str(status)
+    if not isinstance(status, str):
+        raise _invalid("a response in the batch status has no status")
+    return "UNKNOWN"
+
+
+def _with_error(
+    response: BatchResponse, status: object, clean: Callable[[str], str]
+) -> BatchResponse:
+    """Return the response with error_message and error_code, from wherever Ecwid put them."""
+    message, code = _error_fields(response.body, clean)
+    message = message or response.http_status_line
+    if response.status == "UNKNOWN" and status == "NOT_EXECUTED":
+        message = _CONTRADICTION
+    elif not message and response.status == "NOT_EXECUTED":
+        message = _NOT_RUN
+    elif not message and response.status == "UNKNOWN":
+        message = _NO_RESPONSE
+    return dataclasses.replace(
+        response, error_message=message or f"HTTP {response.http_status_code}", error_code=code
+    )
+
+
+def _error_fields(body: Any, clean: Callable[[str], str]) -> tuple[str | None, str | None]:
+    """Return message and code of an error answer, or None for what it lacks."""
+    if not isinstance(body, dict):
+        return None, None
+    message = body.get("errorMessage", body.get("error_message"))  # the latter: older reference
+    code = body.get("errorCode")
+    if not isinstance(message, str):
+        message = None
+    if not isinstance(code, str):
+        code = None
+    return message and clean(message), code and clean(code)
+
+
+_STATUSES = ("QUEUED", "IN_PROGRESS", "COMPLETED")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class BatchStatus:
-    """How far a batch is: "QUEUED", "IN_PROGRESS" or "COMPLETED" (all that will run has run), and its responses, where
-    they were asked for. Iteration, len() and status["000001"] (or KeyError) are about the responses.
+    """How far a batch is.
 
-    Reference: "Get batch request status".
+    ticket              that of the batch; None from `from_dict` if the data has none
+    status              "QUEUED", "IN_PROGRESS" or "COMPLETED" (no more of its requests will run)
+    total_requests      how many requests the batch has
+    completed_requests  how many of them are done
+    responses           the responses so far, where they were asked for
+
+    Iteration, `in` and `status["000001"]` are about the responses. A status is always true.
+    Reference: "Get batch request status", Response JSON.
     """
 
     ticket: str | None
     status: str
-    total_requests: int = 0
-    completed_requests: int = 0
+    total_requests: int
+    completed_requests: int
     responses: tuple[BatchResponse, ...] = ()
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BatchStatus:
-        """Read an answer of the API as it is, or what `to_dict` gave. InvalidResponseError if it is neither."""
-        get = data.get if isinstance(data, dict) else {}.get
-        ticket, rows, counts = get("ticket"), get("responses"), (get("totalRequests", 0), get("completedRequests", 0))
-        right = get("status") in _STATUSES and type(ticket) in _TEXT and type(rows) in (list, type(None))
-        if not right or any(type(count) is not int or not 0 <= count < 1 << 63 for count in counts):
-            raise InvalidResponseError(f"no batch status: an object with a status of {', '.join(_STATUSES)} and counts")
-        return cls(ticket, data["status"], *counts, tuple(map(BatchResponse._from_dict, rows or ())))
+        """Return the status that an answer of the API, or the result of `to_dict`, describes.
+
+        Raises InvalidResponseError if it is neither.
+        """
+        return _read_status(data, _one_line)
 
     def to_dict(self) -> dict[str, Any]:
-        """The status in the API's own field names, with the ticket: JSON can hold it, `from_dict` reads it back."""
+        """Return the status in the API's field names; JSON can hold it, `from_dict` reads it."""
         fields: dict[str, Any] = {
-            "ticket": self.ticket, "status": self.status,
-            "totalRequests": self.total_requests, "completedRequests": self.completed_requests,
+            "ticket": self.ticket,
+            "status": self.status,
+            "totalRequests": self.total_requests,
+            "completedRequests": self.completed_requests,
         }
         if self.responses:
-            fields["responses"] = [response._to_dict() for response in self.responses]
+            fields["responses"] = [_row(response) for response in self.responses]
         return fields
 
     @property
     def done(self) -> bool:
-        """Whether all that will run has run."""
+        """Whether the batch has finished: no more of its requests will run."""
         return self.status == "COMPLETED"
 
     @property
@@ -500,8 +872,10 @@ class BatchStatus:
 
     @property
     def failed(self) -> tuple[BatchResponse, ...]:
-        """The responses of requests that ran and failed."""
-        return tuple(response for response in self.responses if response.status not in ("COMPLETED", "NOT_EXECUTED"))
+        """The responses of requests that failed, or of which it is unknown whether they ran."""
+        return tuple(
+            response for response in self.responses if response.status in ("FAILED", "UNKNOWN")
+        )
 
     @property
     def not_executed(self) -> tuple[BatchResponse, ...]:
@@ -509,13 +883,20 @@ class BatchStatus:
         return tuple(response for response in self.responses if response.status == "NOT_EXECUTED")
 
     def raise_for_failures(self) -> None:
-        """Raise BatchFailedError unless every request succeeded."""
-        bad = self.failed + self.not_executed
-        if bad:
-            name = f"{bad[0].id} ({bad[0].request.method} {bad[0].request.path})" if bad[0].request else bad[0].id
-            counts = f"{len(self.failed)} of {len(self)} requests failed, {len(self.not_executed)} did not run"
-            words = f"{counts}; the first, request {name}: {bad[0].error_message}"
-            raise BatchFailedError(words, failed=bad, tickets=(self.ticket,) if self.ticket else ())
+        """Raise BatchFailedError unless every request of the batch is known to have succeeded."""
+        counts = []
+        if self.failed:
+            counts.append(f"{len(self.failed):,} failed")
+        if self.not_executed:
+            counts.append(f"{len(self.not_executed):,} did not run")
+        if self.total_requests > len(self.responses):
+            counts.append(f"{self.total_requests - len(self.responses):,} without a response")
+        if not counts:
+            return
+        message = f"of {self.total_requests:,} requests, {', '.join(counts)}"
+        for first in itertools.islice((self.failed + self.not_executed), 1):
+            message += f"; the first: {_name_of(first)}: {first.error_message}"
+        raise BatchFailedError(message, self)
 
     def __getitem__(self, id: str) -> BatchResponse:
         for response in self.responses:
@@ -523,60 +904,146 @@ class BatchStatus:
                 return response
         raise KeyError(id)
 
+    def __contains__(self, id: object) -> bool:
+        return any(response.id == id for response in self.responses)
+
     def __iter__(self) -> Iterator[BatchResponse]:
         return iter(self.responses)
 
-    def __len__(self) -> int:
-        return len(self.responses)
+    def __repr__(self) -> str:
+        return f"<BatchStatus {self.status} {self.completed_requests}/{self.total_requests}>"
 
-    def _of(self, batch: Batch) -> BatchStatus:
-        """This status with exactly one response for each request of the batch, in their order."""
-        found = {response.id: response for response in self.responses}
+    def _matched_to(self, batch: Batch) -> BatchStatus:
+        """Return the status with one response for each request of the batch, in their order.
+
+        Raises InvalidResponseError if this is the status of another batch.
+        """
+        found = {response.id: response for response in self.responses if response.id is not None}
         unnamed = [response for response in self.responses if response.id is None]
-        missing = [request.id for request in batch if request.id not in found]
-        if unnamed and len(unnamed) == len(missing) and not batch.allow_parallel_mode:
-            found.update(zip(missing, unnamed))  # they ran one after another, so their order tells them apart
-        found.pop(None, None)
-        if self.total_requests not in (0, len(batch)) or found.keys() - {request.id for request in batch}:
-            raise InvalidResponseError("the ticket is of another batch; was its deduplication key used before?")
-        lost = BatchResponse(None, "NOT_EXECUTED", None, _LEFT_OUT)
-        matched = ((found.get(request.id, lost), request) for request in batch)
-        responses = (dataclasses.replace(response, id=request.id, request=request) for response, request in matched)
-        return dataclasses.replace(self, responses=tuple(responses))
-
-    def _worth_retrying(self, stops: bool) -> set[str | None]:
-        """The ids of what `stream` runs again. Requests that did not run are among them only if a retryable failure
-        stopped the batch: otherwise somebody cancelled it."""
-        cancelled = any(response.http_status_line == _CANCELLED for response in self.responses)
-        if not self.failed or cancelled or stops and not all(response.retryable for response in self.failed):
-            return set()
-        again = self.failed + self.not_executed if stops else self.failed
-        return {response.id for response in again if response.retryable}
+        missing = [id for id in batch.ids if id not in found]
+        if self.total_requests != len(batch) or not found.keys() <= set(batch.ids):
+            raise InvalidResponseError(
+                "the ticket belongs to a batch of other requests; was the deduplication key used "
+                "for another batch before?"
+            )
+        if len(unnamed) == len(missing) and not batch.allow_parallel_mode:
+            found.update(zip(missing, unnamed))  # they ran in the order of the requests
+        lost = BatchResponse(None, "UNKNOWN", error_message=_NO_RESPONSE)
+        responses = tuple(
+            dataclasses.replace(found.get(id, lost), id=id, _request=request)
+            for id, request in zip(batch.ids, batch.requests)
+        )
+        return dataclasses.replace(self, responses=responses)
 
 
-# --- Errors ----------------------------------------------------------------------------------------------------------
+def _read_status(data: Any, clean: Callable[[str], str]) -> BatchStatus:
+    if not isinstance(data, dict) or data.get("status") not in _STATUSES:
+        raise _invalid(f"a batch status must be an object with status {' or '.join(_STATUSES)}")
+    ticket = data.get("ticket")
+    if not isinstance(ticket, _TEXT):
+        raise _invalid("the ticket of a batch status must be text")
+    rows = data.get("responses")
+    if rows is None:
+        rows = []
+    if not isinstance(rows, list):
+        raise _invalid("the responses of a batch status must be an array")
+    return BatchStatus(
+        ticket,
+        data["status"],
+        _read_count(data, "totalRequests"),
+        _read_count(data, "completedRequests"),
+        _without_repeats([_read_response(row, clean) for row in rows]),
+    )
 
-# What is known of a failed call: no use to repeat it; nobody knows if it ran; it did not run. The order matters: a call
-# that can be repeated is tried again from _UNKNOWN on, any other one at _NOT_RUN only.
-_FINAL, _UNKNOWN, _NOT_RUN = range(3)
+
+def _read_count(data: Any, name: str) -> int:
+    """Return a count from an answer."""
+    count = data.get(name) if isinstance(data, dict) else None
+    if type(count) is not int or not 0 <= count < 2**31:
+        raise _invalid(f"the answer has no {name}")
+    return count
+
+
+def _without_repeats(responses: list[BatchResponse]) -> tuple[BatchResponse, ...]:
+    """Return the responses with one, the worse, for each id."""
+    found: dict[object, BatchResponse] = {}
+    for place, response in enumerate(responses):
+        key = place if response.id is None else response.id
+        other = found.get(key)
+        if other is not None:
+            response = _worse(other, response)
+        found[key] = response
+    return tuple(found.values())
+
+
+def _worse(one: BatchResponse, other: BatchResponse) -> BatchResponse:
+    """Return the worse of two responses to one request.
+
+    If one says that the request ran and the other that it did not, nobody knows.
+    """
+    if _ran(one) != _ran(other):
+        return BatchResponse(one.id, "UNKNOWN", error_message=_CONTRADICTION)
+    if one.ok:
+        return other
+    return one
+
+
+def _ran(response: BatchResponse) -> bool:
+    return response.status != "NOT_EXECUTED" and response.http_status_code != 429
+
+
+def _row(response: BatchResponse) -> dict[str, Any]:
+    """Return a response in the API's field names."""
+    row = {
+        "id": response.id,
+        "status": response.status,
+        "httpStatusCode": response.http_status_code,
+        "httpStatusLine": response.http_status_line,
+        "httpBody": response._http_body,
+        "escapedHttpBody": response._escaped_body,
+    }
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _name_of(response: BatchResponse) -> str:
+    """Return what a person needs to find the request of a response."""
+    if response._request is None:
+        return f"request {_one_line(str(response.id))}"
+    request = response._request
+    return f"request {_one_line(str(response.id))} ({request.method} {request.path})"
+
+
+# --- Errors ---------------------------------------------------------------------------------------
 
 
 class EcwidError(Exception):
-    """A call to Ecwid that failed, with what it takes to go on, where that is known:
+    """Base class of all failures of a call. Carries, where known, what is needed to resume.
 
-    tickets            of the batches that are at Ecwid, oldest first; `ticket`: the first of them
-    deduplication_key  submit the same batch (stream the same requests) with it within the hour, and nothing runs twice
-    retry_after        seconds to wait, if the answer asked for a pause
+    tickets            of the batches that are at Ecwid, oldest first; `ticket` is the first
+    deduplication_key  submit the same batch, or stream the same requests, under this key and
+                       nothing runs twice. None once that is no longer safe
+    retry_after        seconds to wait before the next call, if Ecwid asked for a pause
+    temporary          whether the same call may succeed later; such a call was tried again for
+                       `max_retry_time` seconds before it was raised
+    uncertain          whether Ecwid may have acted on the call all the same
     """
 
-    tickets: tuple[str, ...] = ()
-    deduplication_key: str | None = None
-    retry_after: float | None = None
-    _outcome = _FINAL
-
-    def __init__(self, *args: object, **facts: Any) -> None:
-        super().__init__(*args)
-        vars(self).update(facts)
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        tickets: tuple[str, ...] = (),
+        deduplication_key: str | None = None,
+        retry_after: float | None = None,
+        temporary: bool = False,
+        uncertain: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.tickets = tickets
+        self.deduplication_key = deduplication_key
+        self.retry_after = retry_after
+        self.temporary = temporary
+        self.uncertain = uncertain
 
     @property
     def ticket(self) -> str | None:
@@ -584,558 +1051,1005 @@ class EcwidError(Exception):
         return self.tickets[0] if self.tickets else None
 
     def __str__(self) -> str:
-        tickets = f" [ticket {', '.join(self.tickets)}]" if self.tickets else ""
-        key = f" [deduplication key {self.deduplication_key}]" if self.deduplication_key else ""
-        return f"{super().__str__()}{tickets}{key}"
+        text = str(self.args[0])
+        if self.tickets:
+            text += f" [ticket {', '.join(self.tickets)}]"
+        if self.deduplication_key:
+            text += f" [deduplication key {self.deduplication_key}]"
+        return text
 
 
 class ApiError(EcwidError):
-    """An error answer. `code` and `message` are Ecwid's, or None. Reference: "Errors"."""
+    """Ecwid answered with an error. Reference: "Errors".
 
-    http_status: int = 0
-    code: str | None = None
-    message: str | None = None
+    http_status  the HTTP status of the answer
+    code         Ecwid's code, such as "WRONG_PARAMETER", or None
+    message      Ecwid's words, or None
+    """
+
+    def __init__(
+        self,
+        text: str = "",
+        *,
+        http_status: int = 0,
+        code: str | None = None,
+        message: str | None = None,
+        retry_after: float | None = None,
+        temporary: bool = False,
+        uncertain: bool = False,
+    ) -> None:
+        super().__init__(text, retry_after=retry_after, temporary=temporary, uncertain=uncertain)
+        self.http_status = http_status
+        self.code = code
+        self.message = message
 
 
 class RateLimitError(ApiError):
-    """429: the token made over 600 calls a minute. A call before `retry_after` has passed prolongs the block."""
+    """The token made more than 600 calls in a minute (429).
+
+    A call before `retry_after` seconds have passed prolongs the block.
+    """
 
 
 class TransportError(EcwidError):
-    """No usable answer: DNS, TLS, refused, reset, timed out, cut off, a redirect (none is followed)."""
+    """There is no usable answer: DNS, TLS, reset, timeout, cut off, a refused redirect."""
 
 
 class InvalidResponseError(EcwidError):
-    """An answer that is not what the API promises."""
+    """The answer is not what the API promises."""
 
 
 class BatchTimeoutError(EcwidError, TimeoutError):
-    """The caller's timeout is over; what was submitted goes on at Ecwid. `last_status`: what was last seen, or None."""
+    """The caller's timeout is over. What was submitted goes on at Ecwid.
 
-    last_status: BatchStatus | None = None
+    last_status  the last status that was seen, or None
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        last_status: BatchStatus | None = None,
+        uncertain: bool = False,
+    ) -> None:
+        super().__init__(message, temporary=True, uncertain=uncertain)
+        self.last_status = last_status
 
 
 class BatchFailedError(EcwidError):
-    """From `raise_for_failures`. `failed`: the responses of the requests that failed or did not run."""
+    """Not every request is known to have succeeded; raised by `raise_for_failures`.
 
-    failed: tuple[BatchResponse, ...] = ()
-
-
-@contextlib.contextmanager
-def _noting(**facts: Any) -> Iterator[None]:
-    """Set these attributes of an error that passes; of a KeyboardInterrupt too, for the command line."""
-    try:
-        yield
-    except (EcwidError, KeyboardInterrupt) as error:
-        vars(error).update(facts)
-        raise
-
-
-# --- Client ----------------------------------------------------------------------------------------------------------
-
-_BACKOFF_FIRST, _BACKOFF_CAP = 0.5, 30.0  # seconds
-_RETRY_AFTER_CAP = 60.0  # seconds; a longer pause is the caller's to plan
-_KEY_LIFETIME = 3600.0  # seconds that Ecwid remembers a deduplication key; reference: "Create batch request"
-_MAX_ANSWER = 256 * 1024 * 1024  # bytes, decompressed
-_ADVICE = {
-    401: "check the token",
-    402: "check the plan of the store",
-    403: "check the token, and that it holds the access scopes of every request in the batch",
-    404: "check the store id, the ticket and the base URL",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class EcwidClient:
-    """The batch endpoints of one store. It cannot change: one client serves any number of threads.
-
-    store_id     a positive integer, or its digits
-    token        the access token, "secret_..." or "public_..."
-    base_url     HTTPS, or HTTP to loopback (where no proxy is asked)
-    timeout      seconds for one exchange, from the name look-up to the last byte of the answer
-    max_retries  how many more tries a call gets, after full-jitter exponential backoff from 0.5 s to 30 s. Retry-After
-                 is obeyed; one of more than 60 s, or past the caller's own timeout, is raised
-    opener       a urllib.request.OpenerDirector of your own; else urllib's handlers, with the proxies and the CA bundle
-                 of the environment, but none for redirects
-
-    What is wrong here or in an argument is a ValueError or TypeError; every method can raise ApiError, RateLimitError,
-    TransportError and InvalidResponseError.
+    status        the status of the batch
+    failed        as those of the status
+    not_executed  as those of the status
     """
 
-    store_id: int
-    token: str = dataclasses.field(repr=False)
-    base_url: str
-    timeout: float
-    max_retries: int
-    opener: urllib.request.OpenerDirector | None = dataclasses.field(repr=False)
-
-    def __init__(
-        self, store_id: int | str, token: str, *, base_url: str = "https://app.ecwid.com/api/v3", timeout: float = 60.0,
-        max_retries: int = 4, opener: urllib.request.OpenerDirector | None = None,
-    ) -> None:
-        if isinstance(store_id, str) and re.fullmatch("[0-9]{1,18}", store_id):
-            store_id = int(store_id)
-        if isinstance(store_id, bool) or not isinstance(store_id, int) or store_id < 1:
-            raise ValueError("store_id must be a positive integer such as 1003")  # not shown: it may be the token
-        if not isinstance(token, str) or not re.fullmatch("[!-~]+", token):
-            raise ValueError("token must be visible ASCII, without spaces or a newline (it is not shown here)")
-        _check_number("timeout", timeout, (int, float), 0.001, 86400)
-        _check_number("max_retries", max_retries, int, 0)
-        vars(self).update(
-            store_id=store_id, token=token, base_url=_checked_base_url(base_url), timeout=timeout,
-            max_retries=max_retries, opener=opener,
-        )
-
-    @classmethod
-    def from_env(cls, **options: Any) -> EcwidClient:
-        """The client of ECWID_STORE_ID, ECWID_TOKEN and, if set, ECWID_BASE_URL; `options`, as of EcwidClient, win."""
-        for option in ("store_id", "token", "base_url"):
-            value = os.environ.get(f"ECWID_{option.upper()}")
-            if value:
-                options.setdefault(option, value)
-        missing = [f"ECWID_{option.upper()}" for option in ("store_id", "token") if option not in options]
-        if missing:
-            raise ValueError(f"set {' and '.join(missing)} in the environment")
-        return cls(**options)
-
-    def submit(self, batch: Batch) -> str:
-        """Submit a batch: its ticket, to be kept anywhere. Reference: "Create batch request"."""
-        return self._submit(batch, math.inf)
-
-    def status(self, ticket: str, *, responses: bool = True) -> BatchStatus:
-        """How far a batch is, with or without the responses so far. Reference: "Get batch request status"."""
-        with _noting(tickets=(ticket,)):
-            return self._status(ticket, responses, math.inf)
-
-    def wait(self, ticket: str, *, timeout: float | None = None, on_progress: OnProgress = None) -> BatchStatus:
-        """Follow a submitted batch to its end: its status, with the responses as Ecwid sends them, `request` unset.
-
-        timeout      seconds, after which, and no later, BatchTimeoutError is raised; None: as long as it takes
-        on_progress  called with the status, without responses, at every look
-        """
-        return self._follow(ticket, _deadline(timeout), on_progress)
-
-    def run(self, batch: Batch, *, timeout: float | None = None, on_progress: OnProgress = None) -> BatchStatus:
-        """Submit a batch and follow it: a status with exactly one response for each request, in their order.
-
-        `timeout` and `on_progress` as of `wait`. An error has the ticket and the deduplication key.
-        """
-        deadline = _deadline(timeout)
-        ticket = self._submit(batch, deadline)
-        with _noting(deduplication_key=batch.deduplication_key):
-            return self._follow(ticket, deadline, on_progress)._of(batch)
-
-    def stream(
-        self, requests: Iterable[BatchRequest], *, retry: int = 0, max_in_flight: int = 2,
-        timeout: float | None = None, on_progress: OnProgress = None, **batch_options: Any,
-    ) -> Generator[BatchResponse, None, None]:
-        """Run any number of requests, read as they are needed: their responses, one each, in their order.
-
-        retry          how often what is `retryable` of a batch is run again, as a further batch
-        max_in_flight  how many batches are at Ecwid at once. With stop_on_first_failure (the default) it is one: the
-                       next is submitted when all of the one before has succeeded; after a failure none is, and the
-                       rest of the responses are NOT_EXECUTED
-        timeout        seconds for the whole job
-        on_progress    as of `wait`, for the oldest batch at Ecwid
-        batch_options  as of Batch. deduplication_key is the job's: the same requests under the same key find their
-                       tickets again, for an hour, instead of running twice
-
-        An error has the tickets and the job's key. One that `requests` raises is passed on as it is, after the
-        responses of what was submitted before it.
-        """
-        _check_number("retry", retry, int, 0)
-        _check_number("max_in_flight", max_in_flight, int, 1)
-        key = _checked_key(batch_options.pop("deduplication_key", "new"))
-        return self._stream(requests, retry, max_in_flight, _deadline(timeout), on_progress, key, batch_options)
-
-    def cancel(self, group_id: str, *, ticket: str | None = None) -> int:
-        """Stop what has not run of a group's batches: Ecwid's updateCount. Reference: "Cancel batch group"."""
-        _check_text("group_id", group_id)
-        query = {"groupId": group_id}
-        if ticket is not None:
-            query["ticketId"] = ticket  # required by the newer reference; the official client goes without
-        return self._call("POST", "/batch/cancel-group", query, lambda answer: _field(answer, "updateCount", int))
-
-    def delete(self, ticket: str) -> int:
-        """Stop what has not run of a batch and forget it: Ecwid's deleteCount. Reference: "Delete batch request"."""
-        _check_text("ticket", ticket)
-        query = {"ticketId": ticket, "ticket": ticket}  # the newer reference's name, and the older one's
-        with _noting(tickets=(ticket,)):
-            return self._call("DELETE", "/batch", query, lambda answer: _field(answer, "deleteCount", int))
-
-    def find(self, status: str, *, offset: int = 0, limit: int = 100) -> list[BatchStatus]:
-        """The batches that have the status, at most 100 from `offset` on: tickets, without counts or responses."""
-        if status not in _STATUSES:
-            raise ValueError(f"status must be one of {', '.join(_STATUSES)}, not {status!r}")
-        _check_number("offset", offset, int, 0)
-        _check_number("limit", limit, int, 1, 100)
-
-        def read(answer: Any) -> list[BatchStatus]:
-            items = answer if isinstance(answer, list) else _field(answer, "items", list)  # the reference shows neither
-            return [BatchStatus.from_dict(item) for item in items]
-
-        return self._call("GET", "/batch", {"status": status, "offset": str(offset), "limit": str(limit)}, read)
-
-    # From here on a deadline is a time of time.monotonic(), math.inf for none.
-
-    def _submit(self, batch: Batch, deadline: float) -> str:
-        if not isinstance(batch, Batch):
-            kind = type(batch).__name__
-            raise TypeError(f"batch must be a Batch, such as Batch([BatchRequest.get('/profile')]), not {kind}")
-        deadline = min(deadline, time.monotonic() + _KEY_LIFETIME)  # a try after that could run it twice
-        with _noting(deduplication_key=batch.deduplication_key):
-            return self._call(
-                "POST", "/batch", batch.query, lambda answer: _field(answer, "ticket", str), deadline,
-                body=batch.to_json(), repeatable=batch.deduplication_key is not None,
-            )
-
-    def _status(self, ticket: str, responses: bool, deadline: float) -> BatchStatus:
-        _check_text("ticket", ticket)
-        query = {"ticket": ticket, "escapedJson": "true"} if responses else {"ticket": ticket}
-        status = self._call("GET", "/batch", query, BatchStatus.from_dict, deadline)
-        return dataclasses.replace(status, ticket=ticket)
-
-    def _follow(self, ticket: str, deadline: float, on_progress: OnProgress) -> BatchStatus:
-        """Look at the batch, sooner where its progress so far foretells its end and else ever more seldom, till it is
-        done; then fetch the responses."""
-        begun = now = idle = time.monotonic()  # idle: when nothing was completed yet
-        left, cost, last = math.inf, 0.0, None  # seconds: to the foretold end; that a look takes
-        try:
-            while True:
-                waited = now - begun
-                pause = min(max(left, 0.25 + 0.05 * waited), 0.25 + 0.6 * waited, 1.5 + 0.08 * waited)
-                pause = min(pause, deadline - now - 2.5 * cost)  # in time for a last look, and to fetch the responses
-                if pause <= 0:
-                    raise BatchTimeoutError("the timeout is over, but the batch is not done; wait for its ticket again")
-                time.sleep(pause)
-                looked = time.monotonic()
-                last = self._status(ticket, False, deadline)
-                now = time.monotonic()
-                whole = self._status(ticket, True, deadline) if last.done else last
-                if on_progress:
-                    on_progress(last)
-                if whole.done:
-                    return whole
-                cost, now = now - looked, time.monotonic()  # on_progress may have taken its time
-                if last.completed_requests:
-                    left = (now - idle) * (last.total_requests / last.completed_requests - 1)
-                else:
-                    idle = now
-        except (EcwidError, KeyboardInterrupt) as error:
-            vars(error).update(tickets=(ticket,), last_status=last)
-            raise
-
-    def _stream(
-        self, requests: Iterable[BatchRequest], retry: int, room: int, deadline: float, on_progress: OnProgress,
-        key: str | None, options: dict[str, Any],
-    ) -> Generator[BatchResponse, None, None]:
-        stops = options.get("stop_on_first_failure") is not False
-        room = 1 if stops else room
-        batches = Batch.split(requests, deduplication_key=key, **options)
-        in_flight: collections.deque[tuple[Batch, str]] = collections.deque()  # in Ecwid's order: oldest first
-        ready: Iterator[BatchResponse] = iter(())
-        end: Exception | None = None  # of `batches`: StopIteration, or what the caller's iterable raised
-        try:
-            while True:
-                while len(in_flight) < room:
-                    try:
-                        batch = next(batches)
-                    except Exception as error:  # noqa: PERF203
-                        room, end = 0, error
-                    else:
-                        in_flight.append((batch, self._submit(batch, deadline)))
-                yield from ready  # only now, so that Ecwid has work while the caller works on these
-                if not in_flight:
-                    break
-                batch, ticket = in_flight[0]
-                status = self._follow(ticket, deadline, on_progress)._of(batch)
-                for attempt in range(1, retry + 1):
-                    again = status._worth_retrying(stops)
-                    if not again:
-                        break
-                    part = batch._rerun(again, attempt, options)
-                    _pause(_backoff(attempt), deadline)
-                    in_flight[0] = part, self._submit(part, deadline)
-                    rerun = self._follow(in_flight[0][1], deadline, on_progress)._of(part)
-                    kept = (response for response in status if response.id not in again)
-                    status = dataclasses.replace(status, responses=(*kept, *rerun))._of(batch)
-                in_flight.popleft()
-                ready = iter(status.responses)
-                if stops and len(status.succeeded) < len(batch):
-                    room = 0
-        except (EcwidError, KeyboardInterrupt) as error:
-            if isinstance(error, EcwidError):
-                yield from ready  # what came before the submission that failed
-            vars(error).update(tickets=tuple(ticket for _, ticket in in_flight), deduplication_key=key)
-            raise
-        for batch in batches:  # what a failure left over
-            for request in batch:
-                yield BatchResponse(request.id, "NOT_EXECUTED", None, _NEVER_SENT, request=request)
-        if end and not isinstance(end, StopIteration):
-            raise end
-
-    def _call(
-        self, method: str, path: str, query: dict[str, str], read: Callable[[Any], T], deadline: float = math.inf, *,
-        body: bytes | None = None, repeatable: bool = True,
-    ) -> T:
-        """What `read` makes of the JSON that answers a call. Every call goes through here: it is tried again if it
-        surely did not run and, where it is repeatable, if nobody knows."""
-        attempt = 0
-        while True:
-            attempt += 1
-            seconds = min(self.timeout, deadline - time.monotonic())
-            if seconds <= 0:
-                raise BatchTimeoutError(f"the timeout is over, {method} {path} was not sent")
-            try:
-                return read(self._exchange(self._request(method, path, query, body), seconds))
-            except EcwidError as error:
-                if error._outcome < (_UNKNOWN if repeatable else _NOT_RUN):
-                    raise
-                left, asked = deadline - time.monotonic(), error.retry_after or 0
-                if left <= 0:
-                    raise BatchTimeoutError(f"the timeout is over; last: {error}") from None
-                if attempt > self.max_retries or asked > min(_RETRY_AFTER_CAP, left):
-                    raise
-                pause = max(_backoff(attempt), asked)
-                _logger().warning("%s; trying again in %.1f s (%d of %d)", error, pause, attempt, self.max_retries)
-                _pause(pause, deadline)
-
-    def _request(self, method: str, path: str, query: dict[str, str], body: bytes | None) -> urllib.request.Request:
-        url = f"{self.base_url}/{self.store_id}{path}"
-        if query:
-            url += "?" + urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
-        headers = {
-            "Accept": "application/json", "Accept-Encoding": "gzip", "Cache-Control": "no-cache",
-            "User-Agent": f"ecwid_batch/{__version__}",
-        }
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        request = urllib.request.Request(url, body, headers, method=method)
-        # Unredirected: urllib does not take it along, should the caller's own opener follow a redirect.
-        request.add_unredirected_header("Authorization", f"Bearer {self.token}")
-        return request
-
-    def _exchange(self, request: urllib.request.Request, seconds: float) -> Any:
-        """Send a request: the JSON of its answer, or an ApiError, TransportError, InvalidResponseError."""
-        method, path = request.get_method(), request.selector.partition("?")[0]
-        name = f"{method} {request.full_url.partition('?')[0]}"
-        begun, outcome, size = time.monotonic(), "no answer", 0
-        try:
-            opener = self._opener  # made here: a TLS context half made in an abandoned thread crashes Python's exit
-            status, headers, body = _within(seconds, lambda: _receive(opener, request, seconds))
-            outcome, size = str(status), len(body)
-        except EcwidError as error:
-            error.args = (f"{name}: {self._shown(error.args[0])}",)
-            raise
-        finally:
-            milliseconds = 1000 * (time.monotonic() - begun)
-            _logger().debug("%s %s: %s, %.0f ms, %d bytes", method, path, outcome, milliseconds, size)
-        if not 200 <= status < 300:
-            raise self._refusal(name, status, headers, body)
-        try:
-            return _parsed(body, "the answer")
-        except ValueError as error:
-            raise InvalidResponseError(f"{name}: {error}", _outcome=_UNKNOWN) from None
-
-    def _refusal(self, name: str, status: int, headers: Any, body: bytes) -> EcwidError:
-        if status < 200:
-            return TransportError(f"{name}: HTTP {status}, without a final answer", _outcome=_UNKNOWN)
-        if 300 <= status < 400:
-            advice = "no redirect is followed, since it would take the token along; check base_url"
-            return TransportError(f"{name}: HTTP {status}; {advice}")
-        answer = None
-        with contextlib.suppress(ValueError):  # that it is not JSON: nothing, or a proxy's page
-            answer = _parsed(body, "the answer")
-        message, code = (text and self._shown(text) for text in _error_fields(answer))
-        pause = _retry_after(headers)
-        words = [f"{name}: HTTP {status}", code, message or http.client.responses.get(status), _ADVICE.get(status)]
-        words += [f"not to be called again within {pause:g} s"] if pause else []
-        return (RateLimitError if status == 429 else ApiError)(
-            "; ".join(filter(None, words)), http_status=status, code=code, message=message, retry_after=pause,
-            _outcome=_NOT_RUN if status == 429 else _UNKNOWN if status == 408 or status >= 500 else _FINAL,
-        )
-
-    def _shown(self, text: object) -> str:
-        """Text from outside on one short line, with the token masked, should it be echoed."""
-        words = "".join(c if c.isprintable() else " " for c in str(text).replace(self.token, "***"))
-        return " ".join(words.split())[:300]
-
-    @functools.cached_property
-    def _opener(self) -> urllib.request.OpenerDirector:
-        if self.opener is not None:
-            return self.opener
-        parts = urllib.parse.urlsplit(self.base_url)
-        if parts.scheme == "https":
-            tls = _tls_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
-            transport: urllib.request.BaseHandler = urllib.request.HTTPSHandler(context=tls)
-        else:
-            transport = urllib.request.HTTPHandler()
-        opener = urllib.request.OpenerDirector()  # without handlers of errors and redirects: each answer comes as it is
-        opener.add_handler(transport)
-        opener.add_handler(urllib.request.ProxyHandler({} if _is_loopback(parts.hostname) else None))
-        return opener
+    def __init__(self, message: str, status: BatchStatus) -> None:
+        super().__init__(message)
+        self.args = (message, status)  # what pickling passes to this constructor
+        if status.ticket is not None:
+            self.tickets = (status.ticket,)
+        self.status = status
+        self.failed = status.failed
+        self.not_executed = status.not_executed
 
 
-@functools.lru_cache(maxsize=None)
-def _tls_context(*ca_bundle: str | None) -> ssl.SSLContext:
-    """One for all clients, since loading the CA bundle costs ten times a call; a new one if its place has changed."""
-    return ssl.create_default_context()
+def _invalid(message: str) -> InvalidResponseError:
+    """Return the error of an answer that is broken and may come whole next time."""
+    return InvalidResponseError(message, temporary=True, uncertain=True)
 
 
-def _within(seconds: float, work: Callable[[], T]) -> T:
-    """What work() returns or raises, if it does so in time. urllib's timeout bounds each wait for the network but not
-    their sum, nor the look-up of a name: only another thread, abandoned when the time is up, bounds it all."""
-    outcome: list[Any] = []
-    done = _thread.allocate_lock()
-    done.acquire()
+# --- Transport: one exchange, without policy ------------------------------------------------------
 
-    def target() -> None:
-        try:
-            outcome[:] = work(), None
-        except BaseException as error:
-            outcome[:] = None, error
-        done.release()
+_MAX_ANSWER = 256 * 1024 * 1024  # bytes, decompressed
 
+
+class _Answer:
+    """What came back from one exchange, whatever its HTTP status."""
+
+    def __init__(self, status: int, headers: Any, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+def _exchange(
+    opener: urllib.request.OpenerDirector, request: urllib.request.Request, seconds: float
+) -> _Answer:
+    """Send a request and return its answer, within `seconds`.
+
+    Raises TransportError if there is no usable answer, InvalidResponseError if it is too large.
+
+    urllib's timeout bounds each wait for the network, but neither their sum nor the look-up of a
+    name. Only a thread of its own, which is abandoned when the time is over, bounds everything.
+    """
+    outcome: list[_Answer | EcwidError] = []
+    thread = threading.Thread(
+        target=lambda: outcome.append(_receive(opener, request, seconds)),
+        name="ecwid_batch exchange",
+        daemon=True,
+    )
     try:
-        _thread.start_new_thread(target, ())  # threading's own bookkeeping would cost as much again
-    except RuntimeError as refusal:  # too many threads
-        raise TransportError(str(refusal), _outcome=_NOT_RUN) from None
-    if not done.acquire(timeout=seconds):
-        raise TransportError(f"no whole answer within {seconds:.3g} s", _outcome=_UNKNOWN)
-    result: T
-    result, error = outcome
-    if error is not None:
-        raise error
-    return result
+        thread.start()
+    except RuntimeError as error:  # the system has no more threads
+        raise TransportError(str(error), temporary=True) from None
+    thread.join(seconds)
+    if not outcome:
+        raise _late(seconds)
+    answer = outcome[0]
+    if isinstance(answer, EcwidError):
+        raise answer
+    return answer
+
+
+def _late(seconds: float) -> TransportError:
+    return TransportError(
+        f"no complete answer within {seconds:.3g} s", temporary=True, uncertain=True
+    )
 
 
 def _receive(
     opener: urllib.request.OpenerDirector, request: urllib.request.Request, seconds: float
-) -> tuple[int, Any, bytes]:
-    """Open the request and read its answer to the end: HTTP status, headers, body."""
-    ends = time.monotonic() + seconds
+) -> _Answer | EcwidError:
+    """Return the answer to a request, or the error that there was instead."""
+    deadline = time.monotonic() + seconds
     try:
+        return _read_answer(_open(opener, request, seconds), deadline)
+    except EcwidError as error:
+        return error
+    except Exception as error:  # whatever urllib, http.client, zlib or a caller's opener raise
+        return _transport_error(error)
+
+
+def _open(
+    opener: urllib.request.OpenerDirector, request: urllib.request.Request, seconds: float
+) -> Any:
+    try:
+        return opener.open(request, timeout=seconds)
+    except urllib.error.HTTPError as error:  # a caller's opener raises error answers
+        return error
+
+
+def _read_answer(response: Any, deadline: float) -> _Answer:
+    """Read an answer to its end and close it."""
+    status = response.code
+    headers = response.headers
+    if headers is None:
+        headers = {}
+    if getattr(response, "fp", response) is None:  # an HTTPError without a body
+        return _Answer(status, headers, b"")
+    with response:
         try:
-            response = opener.open(request, timeout=seconds)
-        except urllib.error.HTTPError as error:  # an answer too, from the caller's own opener
-            response = error
-            if error.fp is None:
-                return error.code, error.headers or {}, b""
-        with response:
-            status, headers = getattr(response, "status", None) or response.getcode(), response.headers or {}
-            try:
-                return status, headers, _body(response, headers, ends)
-            except Exception:
-                if 200 <= status < 300:
-                    raise
-                return status, headers, b""  # the status of an error, and Retry-After, count without a whole body
-    except EcwidError:
-        raise
-    except Exception as error:  # whatever urllib, http.client, zlib or the caller's opener raise
-        reason = getattr(error, "reason", None)
-        cause = reason if isinstance(reason, Exception) else error
-        outcome = _NOT_RUN if isinstance(cause, (socket.gaierror, ConnectionRefusedError)) else _UNKNOWN
-        outcome = _FINAL if isinstance(cause, ssl.SSLCertVerificationError) else outcome
-        raise TransportError(f"{type(cause).__name__}: {cause}", _outcome=outcome) from None  # it may quote the token
+            return _Answer(status, headers, _read_body(response, headers, deadline))
+        except Exception:
+            if 200 <= status < 300:
+                raise
+            return _Answer(status, headers, b"")  # the status and Retry-After count all the same
 
 
-def _body(response: Any, headers: Any, ends: float) -> bytes:
-    """The whole body of an answer, decompressed."""
-    body, size = bytearray(), 0
-    unzip = zlib.decompressobj(31) if headers.get("Content-Encoding", "").lower() == "gzip" else None
-    length = getattr(response, "length", None)  # the Content-Length, as http.client reads it
-    whole = math.inf if length is None else length
-    read = getattr(response, "read1", response.read)  # read would wait for a whole chunk, however slow
-    while size < whole and not (unzip and unzip.eof):
-        data = read(65536)
-        if not data:
-            break
-        size += len(data)
-        body += unzip.decompress(data, _MAX_ANSWER + 1 - len(body)) if unzip else data
+def _read_body(response: Any, headers: Any, deadline: float) -> bytes:
+    """Return the whole body, decompressed."""
+    chunks = _chunks(response, deadline)
+    if headers.get("Content-Encoding", "").lower() == "gzip":
+        chunks = _unzipped(chunks)
+    body = bytearray()
+    for chunk in chunks:
+        body += chunk
         if len(body) > _MAX_ANSWER:
-            raise InvalidResponseError(f"the answer is larger than {_MAX_ANSWER} bytes")
-        if time.monotonic() > ends:
-            raise TransportError("no whole answer in time", _outcome=_UNKNOWN)
-    if not unzip.eof if unzip else size < whole < math.inf:
-        raise TransportError(f"the answer is cut off after {size} bytes", _outcome=_UNKNOWN)
+            raise InvalidResponseError(
+                f"the answer is larger than {_MAX_ANSWER:,} bytes; use a smaller batch_size",
+                uncertain=True,
+            )
     return bytes(body)
 
 
-def _retry_after(headers: Any) -> float | None:
-    """Retry-After in seconds, be it seconds or an HTTP date; None if there is none that makes sense."""
-    until, now = _http_date(headers.get("Retry-After")), _http_date(headers.get("Date"))
-    if until is not None:
-        seconds = until - (time.time() if now is None else now)  # by the server's own clock, if it tells
+def _chunks(response: Any, deadline: float) -> Iterator[bytes]:
+    """Yield the body as it arrives. Raises TransportError if it is cut off or late."""
+    read = getattr(response, "read1", response.read)  # read() waits for all of a slow chunk
+    length = getattr(response, "length", None)  # Content-Length, where there is a valid one
+    expected = math.inf if length is None else length
+    received = 0
+    while received < expected:
+        if time.monotonic() > deadline:  # ends the thread of a server that trickles
+            raise _late(0)
+        chunk = read(65536)
+        if not chunk:
+            break
+        received += len(chunk)
+        yield chunk
+    if length is not None and received < length:
+        raise _cut_off(received)
+
+
+def _unzipped(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Decompress gzip. Raises TransportError if it is cut off; ignores what follows its end."""
+    unzip = zlib.decompressobj(wbits=31)
+    received = 0
+    for chunk in chunks:
+        received += len(chunk)
+        yield unzip.decompress(chunk)
+        if unzip.eof:
+            return
+    raise _cut_off(received)
+
+
+def _cut_off(received: int) -> TransportError:
+    return TransportError(
+        f"the answer is cut off after {received:,} bytes", temporary=True, uncertain=True
+    )
+
+
+def _transport_error(error: Exception) -> TransportError:
+    """Return the TransportError for whatever was raised during an exchange.
+
+    It has no __cause__, which could quote the token.
+    """
+    cause: Any = getattr(error, "reason", None)
+    if not isinstance(cause, Exception):
+        cause = error
+    message = f"{type(cause).__name__}: {cause}"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return TransportError(f"{message}; check SSL_CERT_FILE and the clock of this host")
+    if isinstance(cause, (socket.gaierror, ConnectionRefusedError)):
+        return TransportError(message, temporary=True)
+    tunnel = re.match(r"Tunnel connection failed: (\d+)", str(cause))  # http.client's words
+    if tunnel is not None:
+        temporary = _is_temporary(int(tunnel[1]))
+        return TransportError(f"{message}; check the proxy", temporary=temporary)
+    return TransportError(message, temporary=True, uncertain=True)
+
+
+def _is_temporary(http_status: int) -> bool:
+    """Return whether the same call may succeed after an answer with this HTTP status."""
+    return http_status in (408, 429) or http_status >= 500
+
+
+def _opener_for(base_url: str) -> urllib.request.OpenerDirector:
+    """Return the opener for a URL, as the environment is now; loopback gets no proxy."""
+    parts = urllib.parse.urlsplit(base_url)
+    proxies: dict[str, str] = {}
+    if not _is_loopback(parts.hostname):
+        proxies = urllib.request.getproxies()
+    return _shared_opener(
+        parts.scheme,
+        tuple(sorted(proxies.items())),
+        os.environ.get("SSL_CERT_FILE"),
+        os.environ.get("SSL_CERT_DIR"),
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _shared_opener(
+    scheme: str, proxies: tuple[tuple[str, str], ...], *ca_bundle: str | None
+) -> urllib.request.OpenerDirector:
+    """Return one opener for all clients of a kind: a CA bundle takes ten calls' time to load."""
+    opener = urllib.request.OpenerDirector()  # without handlers for redirects and errors
+    opener.add_handler(urllib.request.ProxyHandler(dict(proxies)))
+    if scheme == "https":
+        opener.add_handler(urllib.request.HTTPSHandler(context=ssl.create_default_context()))
     else:
-        try:
-            seconds = float(headers.get("Retry-After") or "")
-        except ValueError:
-            return None
-    return seconds if 0 <= seconds < math.inf else None
-
-
-def _http_date(text: str | None) -> float | None:
-    try:
-        date = email.utils.parsedate_tz(text or "")
-        return None if date is None else email.utils.mktime_tz(date)
-    except (TypeError, ValueError, IndexError, OverflowError):  # of odd dates, differing by Python's version
-        return None
-
-
-def _backoff(attempt: int) -> float:
-    return random.uniform(0, min(_BACKOFF_CAP, _BACKOFF_FIRST * 2 ** min(attempt - 1, 9)))
-
-
-def _pause(seconds: float, deadline: float) -> None:
-    if time.monotonic() + seconds >= deadline:
-        raise BatchTimeoutError("the timeout leaves no time to try again")
-    time.sleep(seconds)
-
-
-def _deadline(timeout: float | None) -> float:
-    if timeout is None:
-        return math.inf
-    _check_number("timeout", timeout, (int, float), -math.inf)  # 0 or less: the caller's own time is up
-    return time.monotonic() + max(-1e9, min(timeout, 1e9))
-
-
-def _check_number(name: str, value: float, kind: type | tuple[type, ...], low: float, high: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, kind):
-        raise TypeError(f"{name} must be {'a whole number' if kind is int else 'seconds'}, not {value!r}")
-    if not low <= value <= high:
-        limits = f"from {low} to {high}" if high < math.inf else f"{low} or more"
-        raise ValueError(f"{name} must be {limits}, not {value!r}")
-
-
-def _checked_base_url(url: str) -> str:
-    host, authority = "", r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(:\d+)?"
-    with contextlib.suppress(AttributeError, TypeError, ValueError):
-        parts = urllib.parse.urlsplit(url)
-        if re.fullmatch(authority, parts.netloc) and parts.port != 0:
-            host = (parts.hostname or "").encode("idna").decode()
-    if not host or not re.fullmatch("[!-~]+", url) or re.search(r"[\\@?#%]", url):
-        raise ValueError("base_url must be like 'https://app.ecwid.com/api/v3', without user, query and fragment")
-    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
-        raise ValueError("base_url must begin with https://; over http:// anybody on the way could read the token")
-    return url.rstrip("/")
+        opener.add_handler(urllib.request.HTTPHandler())
+    return opener
 
 
 def _is_loopback(host: str | None) -> bool:
     import ipaddress
 
+    if host == "localhost":
+        return True
     try:
-        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+        return ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return False
 
 
-def _field(answer: Any, name: str, kind: type[T]) -> T:
-    value: Any = answer.get(name) if isinstance(answer, dict) else None
-    fits = type(value) is kind
-    if not fits or kind is str and not (value and value.isprintable()) or kind is int and value < 0:
-        raise InvalidResponseError(f"the answer has no {name}, or not of the promised kind")
-    found: T = value
-    return found
+def _retry_after(headers: Any) -> float | None:
+    """Return the header Retry-After in seconds, be it a number or a date; None without it."""
+    text = headers.get("Retry-After") or ""
+    until = _timestamp(text)
+    if until is not None:
+        now = _timestamp(headers.get("Date") or "")  # by the server's own clock, if it tells
+        if now is None:
+            now = time.time()
+        return max(0.0, until - now)
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    if not 0 <= seconds < math.inf:
+        return None
+    return seconds
+
+
+def _timestamp(http_date: str) -> float | None:
+    try:
+        date = email.utils.parsedate_tz(http_date)
+        return None if date is None else email.utils.mktime_tz(date)
+    except (TypeError, ValueError, IndexError, OverflowError):  # depends on Python's version
+        return None
+
+
+# --- Client ---------------------------------------------------------------------------------------
+#
+# The way of a request:
+#
+#   BatchRequest           checks the path and makes its JSON text
+#   Batch                  gives it an id and joins the texts
+#   EcwidClient.submit     POSTs the batch:          _submit -> _call -> _exchange -> urllib
+#   EcwidClient.wait       polls until it is done:   _follow -> _look -> _call
+#   BatchStatus            reads the answer, one BatchResponse a row
+#   _matched_to            puts the responses into the order of the requests
+#
+# `run` is submit and wait. `stream` does the same for each batch of a job: see `_Job`.
+
+_BACKOFF_FIRST = 0.5  # seconds; the longest first pause before another try
+_BACKOFF_LAST = 30.0  # seconds; the longest pause that grows by doubling
+_RATE_LIMIT_PAUSE = 10.0  # seconds after a 429 without Retry-After, as in the official client
+_KEY_LIFETIME = 3600.0  # seconds; reference: "Create batch request", deduplicationKey
+_KEY_MARGIN = 60.0  # seconds; a submission may be that long on its way
+_PAGE = 100  # tickets a page; reference: "Search batch requests", limit
+
+_ADVICE = {
+    401: "check the token",
+    402: "check the plan of the store",
+    403: "check the token, and that it has the access scopes of all requests in the batch",
+    404: "check the store id, the ticket and the base URL",
+    407: "check the user and password of the proxy",
+}
+
+_block_lock = threading.Lock()  # guards EcwidClient._blocked_until; a lock cannot be pickled
+
+
+class EcwidClient:
+    """The batch endpoints of one store.
+
+    store_id        a positive integer, or its digits
+    token           the access token, such as "secret_..."
+    base_url        HTTPS, or HTTP to loopback, which is never asked for through a proxy
+    timeout         seconds for one exchange, from the name look-up to the last byte of the answer
+    max_retry_time  seconds from its first failure for which a call is tried again, up to 3600.
+                    Connection failures, broken answers, 408, 429 and 5XX are tried again, after
+                    pauses that grow to 30 s, or as long as Retry-After says
+    opener          a urllib.request.OpenerDirector to use instead of the built-in one, which takes
+                    proxies and the CA bundle from the environment and follows no redirect
+
+    Threads can share a client: a 429 holds all of them back. A client can be pickled and copied.
+
+    Every method raises ValueError or TypeError for invalid arguments before anything is sent, and
+    ApiError, RateLimitError, TransportError or InvalidResponseError if the call fails.
+    """
+
+    def __init__(
+        self,
+        store_id: int | str,
+        token: str,
+        *,
+        base_url: str = "https://app.ecwid.com/api/v3",
+        timeout: float = 60.0,
+        max_retry_time: float = 120.0,
+        opener: urllib.request.OpenerDirector | None = None,
+    ) -> None:
+        if isinstance(store_id, str) and re.fullmatch("[0-9]{1,18}", store_id):
+            store_id = int(store_id)
+        if isinstance(store_id, bool) or not isinstance(store_id, int) or store_id < 1:
+            raise ValueError("store_id must be a positive integer such as 1003")  # maybe the token
+        if not isinstance(token, str) or not re.fullmatch("[!-~]+", token):
+            raise ValueError("token must be visible ASCII without spaces (it is not shown here)")
+        _check_base_url(base_url)
+        _check_number("timeout", timeout, (int, float), 0.001, 86400)
+        _check_number("max_retry_time", max_retry_time, (int, float), 0, _KEY_LIFETIME)
+        self.store_id = store_id
+        self.token = token
+        self.base_url = base_url.rstrip("/")
+        self.timeout = timeout
+        self.max_retry_time = max_retry_time
+        self.opener = opener
+        self._blocked_until = -math.inf  # of time.monotonic(): no call before
+
+    @classmethod
+    def from_env(
+        cls,
+        *,
+        store_id: int | str | None = None,
+        token: str | None = None,
+        base_url: str | None = None,
+        timeout: float = 60.0,
+        max_retry_time: float = 120.0,
+        opener: urllib.request.OpenerDirector | None = None,
+    ) -> EcwidClient:
+        """Return a client for ECWID_STORE_ID, ECWID_TOKEN and ECWID_BASE_URL, which is optional.
+
+        An argument takes precedence over its variable. Raises ValueError if one is missing.
+        """
+        store_id = store_id or os.environ.get("ECWID_STORE_ID")
+        token = token or os.environ.get("ECWID_TOKEN")
+        base_url = base_url or os.environ.get("ECWID_BASE_URL")
+        if not store_id:
+            raise ValueError("set ECWID_STORE_ID in the environment")
+        if not token:
+            raise ValueError("set ECWID_TOKEN in the environment")
+        return cls(
+            store_id,
+            token,
+            base_url=base_url or "https://app.ecwid.com/api/v3",
+            timeout=timeout,
+            max_retry_time=max_retry_time,
+            opener=opener,
+        )
+
+    def __repr__(self) -> str:
+        return f"EcwidClient(store_id={self.store_id}, base_url={self.base_url!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_blocked_until": -math.inf}  # monotonic time is this host's
+
+    def submit(self, batch: Batch) -> str:
+        """Submit a batch and return its ticket, a str that can be kept anywhere.
+
+        Reference: "Create batch request".
+        """
+        return self._submit(batch, math.inf, _KeyAge())
+
+    def status(self, ticket: str, *, responses: bool = True) -> BatchStatus:
+        """Return how far a batch is, with or without the responses so far.
+
+        Reference: "Get batch request status".
+        """
+        try:
+            return self._status(ticket, responses, math.inf)
+        except EcwidError as error:
+            error.tickets = (ticket,)
+            raise
+
+    def wait(
+        self,
+        ticket: str,
+        *,
+        batch: Batch | None = None,
+        timeout: float | None = None,
+        on_progress: OnProgress = None,
+    ) -> BatchStatus:
+        """Wait until a submitted batch has finished; return its status with its responses.
+
+        batch        the batch of the ticket: each of its requests then gets exactly one response,
+                     in their order. Without it the responses are those that Ecwid sends, and their
+                     `request` is not known
+        timeout      seconds after which BatchTimeoutError is raised; None waits as long as it takes
+        on_progress  function that is called with the status after every look at the batch
+        """
+
+        def resume(error: EcwidError) -> None:
+            _add_ticket(error, ticket)
+
+        return self._follow(_Following(ticket, batch, resume), _deadline(timeout), on_progress)
+
+    def run(
+        self, batch: Batch, *, timeout: float | None = None, on_progress: OnProgress = None
+    ) -> BatchStatus:
+        """Submit a batch and wait until it has finished; return its status.
+
+        The status has exactly one response for each request, in their order. `timeout` and
+        `on_progress` are those of `wait`. An error carries the ticket, and the deduplication key
+        while using it is safe.
+        """
+        deadline = _deadline(timeout)
+        age = _KeyAge()
+        ticket = self._submit(batch, deadline, age)
+
+        def resume(error: EcwidError) -> None:
+            _add_ticket(error, ticket)
+            error.deduplication_key = age.key_if_safe(batch.deduplication_key)
+
+        return self._follow(_Following(ticket, batch, resume), deadline, on_progress)
+
+    def stream(
+        self,
+        requests: Iterable[BatchRequest],
+        *,
+        journal: Path | None = None,
+        batch_size: int = _MAX_REQUESTS,
+        retry: int = 0,
+        timeout: float | None = None,
+        on_progress: OnProgress = None,
+        allow_parallel_mode: bool | None = None,
+        stop_on_first_failure: bool | None = None,
+        deduplication_key: str | None = None,
+        group_id: str | None = None,
+    ) -> Generator[BatchResponse, None, None]:
+        """Run any number of requests; yield one response for each, in their order.
+
+        requests     any iterable, read as it is needed, so memory stays flat
+        journal      path of a file that records the job. The same call with the same journal goes
+                     on where an earlier one ended, however long ago: what was submitted is followed
+                     and not submitted again, and all responses come again from the first on
+        batch_size   requests in a batch, 1 to 500
+        retry        how often what is `retryable` in a batch is run again, as a further batch
+        timeout      seconds for the whole job
+        on_progress  as for `wait`, for the oldest batch at Ecwid
+
+        The other arguments are those of `Batch`. `deduplication_key` identifies the whole job: the
+        same requests under the same key, within the hour, go on like those with a journal.
+
+        With stop_on_first_failure (the default) a batch is submitted once all requests of the one
+        before have succeeded; after a failure the rest is NOT_EXECUTED. Otherwise two batches are
+        at Ecwid, one running and one queued, until somebody cancels one of them: then, too, the
+        rest is NOT_EXECUTED.
+
+        An error carries the tickets of the batches whose responses are still to come. An error
+        that `requests` or `on_progress` raises passes unchanged. Raises ValueError for a journal
+        that is not one, belongs to another job or is in use.
+        """
+        options = _Options(allow_parallel_mode, stop_on_first_failure, group_id)
+        job = _Job(
+            self,
+            requests,
+            options,
+            journal=journal,
+            batch_size=batch_size,
+            retry=retry,
+            deadline=_deadline(timeout),
+            on_progress=on_progress,
+            deduplication_key=deduplication_key,
+        )
+        return _watched(job)
+
+    def cancel(self, group_id: str, *, ticket: str | None = None) -> int:
+        """Stop the requests of a group that have not run yet; return Ecwid's updateCount.
+
+        Reference: "Cancel batch group".
+        """
+        _check_text("group_id", group_id)
+        query = {"groupId": group_id}
+        if ticket is not None:
+            _check_text("ticket", ticket)
+            query["ticketId"] = ticket  # required by the reference, not by the official client
+        return self._call(
+            "POST", "/batch/cancel-group", query, lambda data: _read_count(data, "updateCount")
+        )
+
+    def delete(self, ticket: str) -> int:
+        """Stop the requests of a batch that have not run, and forget it; return deleteCount.
+
+        Reference: "Delete batch request".
+        """
+        _check_text("ticket", ticket)
+        query = {"ticketId": ticket, "ticket": ticket}  # the newer reference's name, the older's
+        try:
+            return self._call(
+                "DELETE", "/batch", query, lambda data: _read_count(data, "deleteCount")
+            )
+        except EcwidError as error:
+            error.tickets = (ticket,)
+            raise
+
+    def find(self, status: str) -> Iterator[str]:
+        """Return an iterator of the tickets of all batches that have the status.
+
+        Reference: "Search batch requests".
+        """
+        if status not in _STATUSES:
+            raise ValueError(f"status must be one of {', '.join(_STATUSES)}, not {status!r}")
+        return self._find(status)
+
+    def _find(self, status: str) -> Iterator[str]:
+        seen: set[str] = set()
+        offset = 0
+        while True:
+            query = {"status": status, "offset": str(offset), "limit": str(_PAGE)}
+            page = self._call("GET", "/batch", query, _read_tickets)
+            new = [ticket for ticket in page if ticket not in seen]
+            if not new:
+                return
+            yield from new
+            seen.update(new)
+            offset += len(page)
+
+    # From here on a deadline is a time of time.monotonic(), math.inf for none.
+
+    def _submit(self, batch: Batch, deadline: float, age: _KeyAge) -> str:
+        if not isinstance(batch, Batch):
+            raise TypeError(f"batch must be a Batch, not {type(batch).__name__}")
+        try:
+            return self._call(
+                "POST",
+                "/batch",
+                batch.query,
+                _read_ticket,
+                deadline=deadline,
+                body=batch.to_json(),
+                key_age=age,
+            )
+        except EcwidError as error:
+            error.deduplication_key = age.key_if_safe(batch.deduplication_key)
+            raise
+
+    def _status(self, ticket: str, responses: bool, deadline: float) -> BatchStatus:
+        _check_text("ticket", ticket)
+        query = {"ticket": ticket}
+        if responses:
+            query["escapedJson"] = "true"
+        status = self._call(
+            "GET", "/batch", query, lambda data: _read_status(data, self._clean), deadline=deadline
+        )
+        if not responses:  # the older reference sends them all the same
+            return dataclasses.replace(status, ticket=ticket, responses=())
+        return dataclasses.replace(status, ticket=ticket)
+
+    def _follow(
+        self, following: _Following, deadline: float, on_progress: OnProgress
+    ) -> BatchStatus:
+        """Poll a batch until it is done, most often near its estimated end."""
+        begun = time.monotonic()
+        idle_until = begun  # when nothing was completed yet
+        look_took = 0.0  # seconds, at the best
+        remaining = math.inf  # seconds until the estimated end
+        while True:
+            now = time.monotonic()
+            pause = _next_pause(now - begun, remaining)
+            time.sleep(_pause_before(deadline - now, pause, look_took))
+            asked = time.monotonic()
+            status = self._look(following, deadline)
+            now = time.monotonic()
+            look_took = min(look_took or math.inf, now - asked)
+            if on_progress is not None:
+                on_progress(status)
+            if status.done:
+                return status
+            if status.completed_requests:
+                left = status.total_requests / status.completed_requests - 1
+                remaining = (now - idle_until) * max(left, 0)
+            else:
+                idle_until = now
+
+    def _look(self, following: _Following, deadline: float) -> BatchStatus:
+        """Return the light status of a batch or, once it is done, the whole one."""
+        try:
+            status = self._status(following.ticket, False, deadline)
+            following.last = status
+            if not status.done:
+                return status
+            return self._finished(following, deadline)
+        except EcwidError as error:
+            following.annotate(error)
+            raise
+
+    def _finished(self, following: _Following, deadline: float) -> BatchStatus:
+        """Return the status of a batch that is done, with its responses."""
+        status = self._status(following.ticket, True, deadline)
+        if len(status.responses) < status.completed_requests and time.monotonic() + 1 < deadline:
+            time.sleep(1)  # rows are missing: believe that at a second look only
+            status = self._status(following.ticket, True, deadline)
+        if following.batch is None:
+            return status
+        return status._matched_to(following.batch)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        read: Callable[[Any], T],
+        *,
+        deadline: float = math.inf,
+        body: bytes | None = None,
+        key_age: _KeyAge | None = None,
+    ) -> T:
+        """Return what `read` makes of the JSON that answers a call.
+
+        Every call goes through here: this is where errors get the name of the call, and where a
+        call is tried again. `key_age` is that of the deduplication key of a submission.
+        """
+        name = f"{method} {self.base_url}/{self.store_id}{path}"
+        retries = _Retries(name, self.max_retry_time, deadline, key_age)
+        while True:
+            seconds = retries.next_timeout(self.timeout)
+            try:
+                return read(self._answer(method, path, query, body, seconds))
+            except EcwidError as error:
+                error.args = (f"{name}: {error.args[0]}",)
+                pause = retries.pause_after(error)
+                _logger().warning("%s; trying again in %.1f s", error.args[0], pause)
+            time.sleep(pause)
+
+    def _answer(
+        self, method: str, path: str, query: dict[str, str], body: bytes | None, seconds: float
+    ) -> Any:
+        """Send a call once and return the JSON of its answer."""
+        blocked = self._blocked_until - time.monotonic()
+        if blocked > 0:
+            raise _rate_limited("not sent, since an earlier call met a 429", blocked)
+        request = self._request(method, path, query, body)
+        opener = self.opener
+        if opener is None:  # made here, since a TLS context made in an abandoned thread can crash
+            opener = _opener_for(self.base_url)
+        begun = time.monotonic()
+        outcome = "no answer"
+        try:
+            answer = _exchange(opener, request, seconds)
+            outcome = f"{answer.status}, {len(answer.body)} bytes"
+        except TransportError as error:  # in the words of others
+            error.args = (self._clean(str(error.args[0])),)
+            raise
+        finally:
+            milliseconds = 1000 * (time.monotonic() - begun)
+            _logger().debug("%s %s: %s, %.0f ms", method, path, outcome, milliseconds)
+        if not 200 <= answer.status < 300:
+            raise self._error_of(answer)
+        try:
+            return _parse_json(answer.body, "the answer")
+        except ValueError as error:
+            raise _invalid(str(error)) from None
+
+    def _request(
+        self, method: str, path: str, query: dict[str, str], body: bytes | None
+    ) -> urllib.request.Request:
+        url = f"{self.base_url}/{self.store_id}{path}"
+        if query:
+            url += "?" + urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
+        headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip",
+            "Cache-Control": "no-cache",
+            "User-Agent": f"ecwid_batch/{__version__}",
+        }
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        request = urllib.request.Request(url, body, headers, method=method)
+        # Unredirected: a caller's opener that follows redirects does not take the token along.
+        request.add_unredirected_header("Authorization", f"Bearer {self.token}")
+        return request
+
+    def _error_of(self, answer: _Answer) -> EcwidError:
+        """Return the error for an answer whose HTTP status is not 2XX."""
+        status = answer.status
+        if status < 200:
+            return TransportError(
+                f"HTTP {status} without a final answer", temporary=True, uncertain=True
+            )
+        if status < 400:
+            return TransportError(
+                f"HTTP {status}: redirects are not followed, since they would take the token "
+                "along; check base_url"
+            )
+        message, code = _error_fields(
+            _json_or_text(answer.body.decode("utf-8", "replace")), self._clean
+        )
+        reason = message or http.client.responses.get(status)
+        words = [f"HTTP {status}", code, reason, _ADVICE.get(status)]
+        text = "; ".join(word for word in words if word)
+        pause = _retry_after(answer.headers)
+        if status == 429:
+            if pause is None:
+                pause = _RATE_LIMIT_PAUSE
+            self._block(pause)
+            return _rate_limited(text, pause, code, message)
+        if pause is not None:
+            text += f"; retry after {pause:g} s"
+        return ApiError(
+            text,
+            http_status=status,
+            code=code,
+            message=message,
+            retry_after=pause,
+            temporary=_is_temporary(status),
+            uncertain=status == 408 or status >= 500,
+        )
+
+    def _block(self, seconds: float) -> None:
+        """Hold back every thread of this client."""
+        until = time.monotonic() + seconds
+        with _block_lock:
+            self._blocked_until = max(self._blocked_until, until)
+
+    def _clean(self, text: str) -> str:
+        """Return text from outside as one short line, with the token masked."""
+        return _one_line(text.replace(self.token, "***"))
+
+
+def _rate_limited(
+    text: str, pause: float, code: str | None = None, message: str | None = None
+) -> RateLimitError:
+    return RateLimitError(
+        f"{text}; retry after {pause:.3g} s",
+        http_status=429,
+        code=code,
+        message=message,
+        retry_after=pause,
+        temporary=True,
+    )
+
+
+class _KeyAge:
+    """The time since a deduplication key was first sent.
+
+    The larger of both clocks counts: the monotonic clock of a suspended machine stands still, and
+    the wall clock may be set back.
+    """
+
+    def __init__(self, since: float | None = None) -> None:
+        """since: time.time() of the first submission, where an earlier process made it."""
+        self._monotonic = time.monotonic()
+        self.since = time.time() if since is None else since
+
+    def seconds(self) -> float:
+        return max(time.monotonic() - self._monotonic, time.time() - self.since)
+
+    def seconds_left(self) -> float:
+        """Return for how long it is still safe to submit under the key."""
+        if time.time() < self.since - _KEY_MARGIN:  # a clock was set back: the age is not known
+            return 0.0
+        return _KEY_LIFETIME - _KEY_MARGIN - self.seconds()
+
+    def key_if_safe(self, key: str) -> str | None:
+        return key if self.seconds_left() > 0 else None
+
+
+class _Retries:
+    """The one rule for retries, applied to one call."""
+
+    def __init__(
+        self, name: str, max_retry_time: float, deadline: float, key_age: _KeyAge | None
+    ) -> None:
+        self._name = name
+        self._max_retry_time = max_retry_time
+        self._deadline = deadline
+        self._key_age = key_age
+        self._attempt = 0
+        self._give_up_at = math.inf  # counted from the first failure
+        self._uncertain = False
+        self._error: EcwidError | None = None
+
+    def next_timeout(self, timeout: float) -> float:
+        """Return the seconds that the next try may take. Raises an error if there is no other."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise self._timed_out() from None
+        if self._key_age is not None:
+            key_left = self._key_age.seconds_left()
+            if key_left <= 0:
+                raise self._error or EcwidError(f"{self._name}: the deduplication key is too old")
+            left = min(left, key_left)
+        return min(left, timeout)
+
+    def pause_after(self, error: EcwidError) -> float:
+        """Return the seconds to wait before the next try. Raises the error if there is none."""
+        now = time.monotonic()
+        self._attempt += 1
+        self._give_up_at = min(self._give_up_at, now + self._max_retry_time)
+        self._uncertain = self._uncertain or error.uncertain
+        self._error = error
+        error.uncertain = self._uncertain
+        if not error.temporary:
+            raise error
+        if now >= self._deadline:
+            raise self._timed_out() from None
+        if error.retry_after is None:
+            pause = min(_backoff(self._attempt), self._deadline - now)
+        else:
+            pause = max(error.retry_after, _BACKOFF_FIRST)
+        if now + pause > min(self._give_up_at, self._deadline):
+            raise error
+        return pause
+
+    def _timed_out(self) -> BatchTimeoutError:
+        if self._error is None:
+            return BatchTimeoutError(f"{self._name}: not sent, since the timeout is over")
+        return BatchTimeoutError(
+            f"the timeout is over; the last try: {self._error.args[0]}", uncertain=self._uncertain
+        )
+
+
+def _backoff(attempt: int) -> float:
+    """Return a pause in seconds: exponential with full jitter."""
+    return random.uniform(0, min(_BACKOFF_LAST, _BACKOFF_FIRST * 2 ** min(attempt - 1, 9)))
+
+
+class _Following:
+    """A batch that is waited for.
+
+    resume  adds to an error what is needed to resume
+    """
+
+    def __init__(
+        self, ticket: str, batch: Batch | None, resume: Callable[[EcwidError], None]
+    ) -> None:
+        self.ticket = ticket
+        self.batch = batch
+        self.resume = resume
+        self.last: BatchStatus | None = None
+
+    def annotate(self, error: EcwidError) -> None:
+        """Complete an error on its way out."""
+        if isinstance(error, BatchTimeoutError):
+            error.last_status = self.last
+            if self.last is not None:
+                counts = f"{self.last.completed_requests:,} of {self.last.total_requests:,}"
+                error.args = (f"{error.args[0]}; {counts} done",)
+        self.resume(error)
+
+
+def _add_ticket(error: EcwidError, ticket: str) -> None:
+    error.tickets = (ticket,)
+    if isinstance(error, BatchTimeoutError):
+        error.args = (f"{error.args[0]}; the batch goes on at Ecwid: wait for its ticket again",)
+
+
+def _next_pause(waited: float, remaining: float) -> float:
+    """Return the seconds until the next look at a batch.
+
+    waited     seconds since the batch is waited for
+    remaining  estimated seconds until its end, math.inf if nothing is completed yet
+
+    The next look is best at the estimated end; but not so soon that a long batch costs many calls,
+    and not so late that a wrong estimate, or a short batch, is noticed late.
+    """
+    soonest = 0.25 + 0.05 * waited
+    latest = min(0.25 + 0.6 * waited, 1.5 + 0.08 * waited)
+    return min(max(remaining, soonest), latest)
+
+
+_LOOKS_RESERVED = 2.5  # durations of a look: one more, the one with the responses, a margin
+
+
+def _pause_before(left: float, pause: float, look_took: float) -> float:
+    """Return the pause, cut so that the last look and its responses fit into what is left.
+
+    All figures are seconds. Where the reserve is larger than what is left, because looks take long
+    just now, the rest is divided, so that looks go on until the time is over.
+    """
+    latest = max(left - _LOOKS_RESERVED * look_took, left / 4, 0.0)
+    if look_took == 0.0:  # the first look, whose duration is not known yet
+        latest = max(left / 4, 0.0)
+    return min(pause, latest)
+
+
+def _deadline(timeout: float | None) -> float:
+    if timeout is None:
+        return math.inf
+    _check_number("timeout", timeout, (int, float), -math.inf)  # at most 0: the time is over
+    return time.monotonic() + max(-1e9, min(timeout, 1e9))
+
+
+def _check_base_url(url: str) -> None:
+    """Raise ValueError if the token must not be sent to this URL. The URL is never shown."""
+    usable = isinstance(url, str) and re.fullmatch(r"https?://[!-~]+", url)
+    if not usable or re.search(r"[\\@?#%]", url) or not _host(url):
+        raise ValueError(
+            "base_url must be like 'https://app.ecwid.com/api/v3', without user, query and fragment"
+        )
+    if url.startswith("http://") and not _is_loopback(_host(url)):
+        raise ValueError("base_url must begin with https://: over http:// the token can be read")
+
+
+def _host(url: str) -> str | None:
+    """Return the host of a URL, or None if the URL is not valid."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(:\d+)?", parts.netloc):
+            return None
+        if parts.port == 0 or parts.hostname is None:
+            return None
+        parts.hostname.encode("idna")
+        return parts.hostname
+    except ValueError:
+        return None
+
+
+def _read_ticket(answer: Any) -> str:
+    if isinstance(answer, dict):
+        ticket = answer.get("ticket")
+        if isinstance(ticket, str) and ticket and ticket.isprintable():
+            return ticket
+    raise _invalid("the answer has no ticket")
+
+
+def _read_tickets(answer: Any) -> list[str]:
+    """Return the tickets of a page, which the reference does not show."""
+    if isinstance(answer, dict):
+        answer = answer.get("items")
+    if not isinstance(answer, list):
+        raise _invalid("the answer has no list of tickets")
+    return [_read_ticket(item) for item in answer]
 
 
 def _logger() -> logging.Logger:
@@ -1144,225 +2058,1440 @@ def _logger() -> logging.Logger:
     return logging.getLogger("ecwid_batch")
 
 
-# --- Command line ----------------------------------------------------------------------------------------------------
+# --- Jobs: what stream() does ---------------------------------------------------------------------
+
+_WINDOW = 2  # batches at Ecwid: one running, one queued
+
+_AFTER_FAILURE = "not submitted, since an earlier request failed"
+_AFTER_UNKNOWN = "not submitted, since an earlier request is not known to have succeeded"
+_AFTER_CANCEL = "not submitted, since the job was cancelled"
+_AFTER_MISSING = (
+    "not submitted, since the job may have been cancelled: an earlier response is missing"
+)
+
+
+class _Submission:
+    """A batch of a job, from its submission until its responses have been yielded."""
+
+    def __init__(self, number: int, batch: Batch) -> None:
+        self.number = number
+        self.batch = batch
+        self.tickets: list[str] = []  # that of the batch, then those of its retries
+        self.finished = False
+
+
+class _OtherInput(ValueError):
+    """The input is not the one that the journal has.
+
+    first, last  the places in the job of the requests that differ
+    """
+
+    def __init__(self, message: str, first: int, last: int) -> None:
+        super().__init__(message)
+        self.first = first
+        self.last = last
+
+
+class _Job:
+    """One job: its batches in order, which of them are at Ecwid, and how to go on with it."""
+
+    def __init__(
+        self,
+        client: EcwidClient,
+        requests: Iterable[BatchRequest],
+        options: _Options,
+        *,
+        journal: Path | None,
+        batch_size: int,
+        retry: int,
+        deadline: float,
+        on_progress: OnProgress,
+        deduplication_key: str | None,
+    ) -> None:
+        _check_number("retry", retry, int, 0)
+        _check_number("batch_size", batch_size, int, 1, _MAX_REQUESTS)
+        given_key = None if deduplication_key is None else _checked_key(deduplication_key)
+        self.client = client
+        self.requests = iter(requests)
+        self.options = options
+        self.batch_size = batch_size
+        self.retry = retry
+        self.deadline = deadline
+        self.on_progress = on_progress
+        self.journal = _Journal(journal)
+        self.key = self.journal.begin(
+            {
+                "journal": _JOURNAL,
+                "store": client.store_id,
+                "key": given_key,
+                "batchSize": batch_size,
+                "stopOnFirstFailure": options.stops,
+            }
+        )
+        self.key_age: _KeyAge | None = None  # since the first submission of the job
+        self.submitted = 0  # requests that were, or may have been, submitted
+        self.unanswered = False  # whether it is not known if the last submission was made
+        self.at_ecwid: list[_Submission] = []
+        self.stop_reason: str | None = None
+        self.input_error: Exception | None = None
+        self.failure: EcwidError | None = None  # that ended the job
+        self.ended = False
+
+    @property
+    def tickets(self) -> tuple[str, ...]:
+        """Those of the batches whose responses have not been yielded, oldest first."""
+        return tuple(ticket for submission in self.at_ecwid for ticket in submission.tickets)
+
+    def responses(self) -> Iterator[BatchResponse]:
+        """Yield the response of every request of the job."""
+        batches = self._batches()
+        try:
+            if self.options.stops:
+                yield from self._one_after_another(batches)
+            else:
+                yield from self._sliding_window(batches)
+            yield from self._not_submitted(batches)
+            if self.input_error is not None:
+                raise self.input_error
+            self.ended = True
+        finally:
+            self.journal.close()
+
+    def _batches(self) -> Iterator[Batch]:
+        """Yield the batches of the job; keep an error of the input until the job can raise it."""
+        try:
+            yield from _split(self.requests, self.batch_size, self.options, self.key)
+        except Exception as error:
+            self.input_error = error
+
+    def _to_submit(self, batches: Iterator[Batch]) -> Iterator[_Submission]:
+        """Yield the batches to submit, in order, until the input ends or the job is stopped.
+
+        What the journal has is never left out: it was submitted by an earlier run.
+        """
+        for number in itertools.count(1):
+            recorded = self.journal.has(number)
+            if self.stop_reason is not None and not recorded:
+                return
+            batch = next(batches, None)
+            if batch is None:
+                if recorded and self.input_error is None:
+                    place = self._place(number, 1)
+                    self.input_error = _OtherInput(
+                        f"the input ends before request {place:,}, but the journal "
+                        f"{self.journal.path} goes on; use the input that the job began with",
+                        place,
+                        place,
+                    )
+                return
+            yield _Submission(number, batch)
+
+    def _one_after_another(self, batches: Iterator[Batch]) -> Iterator[BatchResponse]:
+        """Submit a batch when the one before has finished."""
+        for submission in self._to_submit(batches):
+            self._submit(submission)
+            yield from self._hand_over(submission, self._finish(submission))
+
+    def _sliding_window(self, batches: Iterator[Batch]) -> Iterator[BatchResponse]:
+        """Keep two batches at Ecwid. When the window is full, finish the oldest; submit the next;
+        only then yield, so that Ecwid has work while the caller works."""
+        window: collections.deque[_Submission] = collections.deque()
+        ready: Iterator[BatchResponse] = iter(())
+        failure: Exception | None = None
+        for submission in self._to_submit(batches):
+            try:
+                self._submit(submission)
+            except (EcwidError, ValueError) as error:  # the latter: not what the journal has
+                failure = error
+                break
+            window.append(submission)
+            yield from ready
+            ready = iter(())
+            if len(window) >= self._room(submission):
+                oldest = window.popleft()
+                ready = self._hand_over(oldest, self._finish(oldest))
+        yield from ready
+        if isinstance(failure, EcwidError):
+            failure.tickets = self.tickets
+        if failure is not None:
+            raise failure
+        while window:
+            oldest = window.popleft()
+            yield from self._hand_over(oldest, self._finish(oldest))
+
+    def _room(self, submission: _Submission) -> int:
+        """Return the size of the window: what the journal has is finished before anything new."""
+        return 1 if self.journal.has(submission.number) else _WINDOW
+
+    def _hand_over(
+        self, submission: _Submission, responses: tuple[BatchResponse, ...]
+    ) -> Iterator[BatchResponse]:
+        """Yield the responses of a batch, which then is nobody's concern any more."""
+        yield from responses
+        self.at_ecwid.remove(submission)
+
+    def _not_submitted(self, batches: Iterator[Batch]) -> Iterator[BatchResponse]:
+        """Yield a response for every request that is left over when the job was stopped."""
+        for batch in batches:
+            for id, request in zip(batch.ids, batch.requests):
+                yield BatchResponse(
+                    id,
+                    "NOT_EXECUTED",
+                    http_status_line=self.stop_reason,
+                    error_message=self.stop_reason,
+                    _request=request,
+                )
+
+    def _submit(self, submission: _Submission) -> None:
+        self.at_ecwid.append(submission)
+        self._submit_part(submission, submission.batch, 0)
+
+    def _submit_part(self, submission: _Submission, batch: Batch, attempt: int) -> None:
+        """Submit a batch, or a part of it that is run again, unless the journal has its ticket."""
+        try:
+            record = self.journal.record(submission.number, attempt)
+            if record is not None:
+                self._check_record(record, submission, batch)
+            ticket = None if record is None else record.ticket
+            if ticket is None:
+                ticket = self._new_ticket(submission, batch, attempt, record)
+            submission.tickets.append(ticket)
+            if record is None or record.ticket is None:
+                self.journal.add_ticket(submission.number, attempt, ticket)
+        except EcwidError as error:
+            self._annotate(submission, error)
+            raise
+
+    def _check_record(self, record: _Record, submission: _Submission, batch: Batch) -> None:
+        """Raise an error if the batch is another than the journal's, or its outcome is lost."""
+        age = _KeyAge(record.time)
+        self.key_age = self.key_age or age
+        self.submitted = self._place(submission.number, len(submission.batch))
+        if record.key != batch.deduplication_key:
+            raise _OtherInput(
+                f"{self._range(submission)} differ from those that the journal "
+                f"{self.journal.path} has; use the input that the job began with, or a new journal",
+                self._place(submission.number, 1),
+                self._place(submission.number, len(submission.batch)),
+            )
+        if record.ticket is None and age.seconds_left() <= 0:
+            some = f"{len(batch):,} of " if record.ids else ""
+            raise EcwidError(
+                f"{some}{self._range(submission)} may have run: they were being submitted at "
+                f"{_iso(record.time)}, when the job ended, and Ecwid has forgotten their key. Look "
+                f"at the shop: if they did not run, delete line {record.line} of the journal "
+                f"{self.journal.path} and go on; if they did, run what follows them as a new job",
+                uncertain=True,
+            )
+
+    def _new_ticket(
+        self, submission: _Submission, batch: Batch, attempt: int, record: _Record | None
+    ) -> str:
+        """Submit a batch, for the first time or as an earlier run of the job was about to."""
+        if record is None:
+            age = _KeyAge()
+            self.journal.add_submission(submission.number, attempt, batch, age.since)
+        else:
+            age = _KeyAge(record.time)
+        submitted = self.submitted
+        self.key_age = self.key_age or age
+        self.submitted = self._place(submission.number, len(submission.batch))
+        self.unanswered = True
+        try:
+            ticket = self.client._submit(batch, self.deadline, age)
+        except EcwidError as error:
+            if record is None and not error.uncertain:  # Ecwid did not take it
+                self.unanswered = False
+                self.submitted = submitted
+                self.journal.add_refusal(submission.number, attempt)
+            raise
+        self.unanswered = False
+        return ticket
+
+    def _finish(self, submission: _Submission) -> tuple[BatchResponse, ...]:
+        """Follow a batch to its end, run again what is to be repeated; return all responses."""
+        responses = self._outcome(submission, submission.batch)
+        for attempt in itertools.count(1):
+            ids = self._ids_to_repeat(submission.number, attempt, responses)
+            if not ids:
+                break
+            time.sleep(min(_backoff(attempt), max(0.0, self.deadline - time.monotonic())))
+            part = self._part(submission, attempt, ids)
+            self._submit_part(submission, part, attempt)
+            repeated = {response.id: response for response in self._outcome(submission, part)}
+            responses = tuple(repeated.get(response.id, response) for response in responses)
+        submission.finished = True
+        if self.stop_reason is None:
+            self.stop_reason = _stop_reason(responses, self.options)
+        return responses
+
+    def _outcome(self, submission: _Submission, batch: Batch) -> tuple[BatchResponse, ...]:
+        resume = functools.partial(self._annotate, submission)
+        following = _Following(submission.tickets[-1], batch, resume)
+        return self.client._follow(following, self.deadline, self.on_progress).responses
+
+    def _ids_to_repeat(
+        self, number: int, attempt: int, responses: tuple[BatchResponse, ...]
+    ) -> tuple[str, ...]:
+        """Return the ids of the requests to run again: those of the journal, if it has them."""
+        record = self.journal.record(number, attempt)
+        if record is not None:
+            return record.ids
+        if attempt > self.retry:
+            return ()
+        return _repeatable_ids(responses, self.options)
+
+    def _part(self, submission: _Submission, attempt: int, ids: tuple[str, ...]) -> Batch:
+        """Return a batch of those requests of another that have the ids."""
+        batch = submission.batch
+        requests = dict(zip(batch.ids, batch.requests))
+        return _part(
+            tuple(requests[id] for id in ids),
+            ids,
+            self.options,
+            self.key,
+            f"{submission.number} retry {attempt}",
+        )
+
+    def _place(self, number: int, position: int) -> int:
+        """Return the place in the job of a request of a batch."""
+        return self.batch_size * (number - 1) + position
+
+    def _range(self, submission: _Submission) -> str:
+        first = self._place(submission.number, 1)
+        last = self._place(submission.number, len(submission.batch))
+        return f"requests {first:,} to {last:,}"
+
+    def _annotate(self, submission: _Submission, error: EcwidError) -> None:
+        """Add to an error on its way out what is needed to go on with the job."""
+        error.tickets = self.tickets
+        error.deduplication_key = None
+        if self.key_age is None or self.key_age.seconds_left() > 0:
+            error.deduplication_key = self.key
+        if isinstance(error, ApiError) and error.http_status == 404 and submission.tickets:
+            error.args = (
+                f"{error.args[0]}; Ecwid does not know the ticket of "
+                f"{self._range(submission)} any more: look at the shop",
+            )
+        self.failure = error
+
+    def how_to_go_on(self) -> str:
+        """Return what a caller is to do after an error or an interruption."""
+        if self.journal.path is not None:
+            return "to go on, make the same call with the same journal"
+        if self.key_age is not None and self.key_age.seconds_left() > 0:
+            minutes = int(self.key_age.seconds_left() / 60)
+            return (
+                f"to go on within {minutes} minutes, stream the same requests with "
+                f"deduplication_key={self.key!r}"
+            )
+        return (
+            "it is too late to stream the same requests again: wait for the tickets, and stream "
+            f"the rest, from request {self.submitted + 1:,} on, as a new job"
+        )
+
+
+def _watched(job: _Job) -> Generator[BatchResponse, None, None]:
+    """Yield the responses of a job; log a warning if it is left before its end."""
+    try:
+        yield from job.responses()
+    except EcwidError as error:
+        if error is job.failure and job.submitted:  # and not one of the caller's own functions
+            error.args = (f"{error.args[0]}; {job.how_to_go_on()}",)
+        raise
+    finally:
+        if job.submitted and not job.ended:
+            tickets = ", ".join(job.tickets) or "none"
+            _logger().warning(
+                "the stream was left before its end; tickets at Ecwid: %s; %s",
+                tickets,
+                job.how_to_go_on(),
+            )
+
+
+def _stop_reason(responses: tuple[BatchResponse, ...], options: _Options) -> str | None:
+    """Return why nothing more may be submitted after a batch with these responses, or None."""
+    statuses = {response.status for response in responses}
+    if options.stops and "FAILED" in statuses:
+        return _AFTER_FAILURE
+    if options.stops and "UNKNOWN" in statuses:
+        return _AFTER_UNKNOWN
+    if "NOT_EXECUTED" in statuses:
+        return _AFTER_CANCEL
+    if _is_cancelled(responses, options):
+        return _AFTER_MISSING
+    return None
+
+
+def _repeatable_ids(responses: tuple[BatchResponse, ...], options: _Options) -> tuple[str, ...]:
+    """Return the ids of the requests of a batch that are worth running again.
+
+    Nothing is run again after a cancel. Where a failure stops the batch, what it kept from running
+    is run again too, but only if all failures can be repeated.
+    """
+    if _is_cancelled(responses, options):
+        return ()
+    failed = [response for response in responses if response.status in ("FAILED", "UNKNOWN")]
+    repeatable = [response for response in failed if response.retryable]
+    if options.stops and len(repeatable) < len(failed):
+        return ()
+    if options.stops and failed:
+        repeatable = [response for response in responses if not response.ok]
+    return tuple(str(response.id) for response in repeatable)
+
+
+def _is_cancelled(responses: tuple[BatchResponse, ...], options: _Options) -> bool:
+    """Return whether somebody has, or may have, cancelled the batch."""
+    statuses = {response.status for response in responses}
+    if any(response._cancelled for response in responses):
+        return True
+    if options.group_id is not None and "UNKNOWN" in statuses:  # only a group can be cancelled
+        return True
+    return "NOT_EXECUTED" in statuses and not (options.stops and statuses & {"FAILED", "UNKNOWN"})
+
+
+# --- The journal ----------------------------------------------------------------------------------
+
+_JOURNAL = "ecwid_batch 1"  # the format of the file
+_JOURNAL_START = b'{"journal": "ecwid_batch'
+
+
+class _Record:
+    """A submission that the journal has.
+
+    line  its line in the file
+    ids   those of the requests of a retry
+    time  a time of time.time()
+    """
+
+    def __init__(self, line: int, key: str, ids: tuple[str, ...], time: float) -> None:
+        self.line = line
+        self.key = key
+        self.ids = ids
+        self.time = time
+        self.ticket: str | None = None
+
+
+class _Journal:
+    """The record of a job in a file that a person can read: one JSON object a line.
+
+        {"journal": "ecwid_batch 1", "store": 1003, "key": "5f0a...", "batchSize": 500, ...}
+        {"batch": 1, "attempt": 0, "size": 500, "key": "77c1...", "time": "2026-11-24T..."}
+        {"batch": 1, "attempt": 0, "ticket": "11kl140a2-..."}
+
+    The first line is the job. Before each submission comes a line with the number of the batch, its
+    size, its deduplication key and the time; after it a line with the ticket, or with "refused" if
+    Ecwid surely did not take the batch. Attempt 0 is the batch itself; what `retry` runs again is
+    attempt 1, 2, ... with the "ids" of its requests. Each line is on the disk before the next step
+    is taken. While the file is open, it is locked by the operating system.
+
+    Without a path nothing is recorded.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path: str | None = None
+        self._file: IO[bytes] | None = None
+        self._records: dict[tuple[int, int], _Record] = {}
+        self._header: dict[str, Any] | None = None
+        self._pending = ""  # the first line, until there is a second
+        if path is None:
+            return
+        self.path = os.fsdecode(path)
+        self._file = open(self.path, "a+b")  # noqa: SIM115
+        try:
+            self._lock(self._file)
+            self._read(self._file)
+        except BaseException:
+            self.close()
+            raise
+
+    def begin(self, job: dict[str, Any]) -> str:
+        """Begin a new journal, or check that it is that of the same job; return the job's key.
+
+        Raises ValueError if it is the journal of another job.
+        """
+        if self._header is None:
+            job["key"] = job["key"] or _checked_key(None)
+            self._pending = json.dumps(job) + "\n"
+            return str(job["key"])
+        if job["key"] is None:
+            job["key"] = self._header.get("key")
+        try:
+            for name, value in job.items():
+                if self._header.get(name) != value:
+                    raise ValueError(
+                        f"the journal {self.path} is of a job with {name} "
+                        f"{self._header.get(name)!r}, not {value!r}; use another journal for "
+                        "another job"
+                    )
+            return _checked_key(job["key"])
+        except BaseException:
+            self.close()
+            raise
+
+    def has(self, number: int) -> bool:
+        """Return whether the batch was submitted, or was about to be."""
+        return (number, 0) in self._records
+
+    def record(self, number: int, attempt: int) -> _Record | None:
+        return self._records.get((number, attempt))
+
+    def add_submission(self, number: int, attempt: int, batch: Batch, since: float) -> None:
+        line: dict[str, Any] = {
+            "batch": number,
+            "attempt": attempt,
+            "size": len(batch),
+            "key": batch.deduplication_key,
+            "time": _iso(since),
+        }
+        if attempt:
+            line["ids"] = batch.ids
+        self._append(line)
+
+    def add_ticket(self, number: int, attempt: int, ticket: str) -> None:
+        self._append({"batch": number, "attempt": attempt, "ticket": ticket})
+
+    def add_refusal(self, number: int, attempt: int) -> None:
+        self._append({"batch": number, "attempt": attempt, "refused": True})
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(f"{self._pending}{json.dumps(line)}\n".encode("ascii"))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise EcwidError(f"cannot write the journal {self.path}: {error}") from None
+        self._pending = ""
+
+    def _lock(self, file: IO[bytes]) -> None:
+        """Lock the file until it is closed. Raises ValueError if it is in use, or not a file."""
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"the journal must be a regular file, not {self.path}")
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                file.seek(2**30)  # beyond all records, which stay readable
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"the journal {self.path} is in use by another process") from None
+
+    def _read(self, file: IO[bytes]) -> None:
+        """Read all records; cut off a last line that a crash left incomplete."""
+        file.seek(0)
+        lines = file.read().splitlines(keepends=True)
+        size = 0
+        for number, line in enumerate(lines, 1):
+            record = _journal_line(line)
+            if record is None:
+                torn = number == len(lines) and (number > 1 or _is_start_of_journal(line))
+                if not torn:
+                    raise ValueError(f"{self.path} is not a journal: see its line {number}")
+                file.truncate(size)
+                return
+            size += len(line)
+            try:
+                self._add(number, record)
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(f"{self.path} is not a journal: see its line {number}") from None
+
+    def _add(self, number: int, line: dict[str, Any]) -> None:
+        """Take in a line. Raises KeyError, TypeError or ValueError if it is not a journal's."""
+        if self._header is None:
+            if line["journal"] != _JOURNAL:
+                raise ValueError
+            self._header = line
+            return
+        place = (line["batch"], line["attempt"])
+        if "ticket" in line:
+            self._records[place].ticket = line["ticket"]
+        elif "refused" in line:
+            del self._records[place]
+        else:
+            moment = datetime.datetime.fromisoformat(line["time"]).timestamp()
+            ids = tuple(line.get("ids", ()))
+            self._records[place] = _Record(number, line["key"], ids, moment)
+
+
+def _journal_line(line: bytes) -> dict[str, Any] | None:
+    """Return the object on a line of a journal, or None if the line is not complete."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _is_start_of_journal(line: bytes) -> bool:
+    return line.startswith(_JOURNAL_START) or _JOURNAL_START.startswith(line)
+
+
+def _iso(moment: float) -> str:
+    """Return a time of time.time() as text, to the second."""
+    utc = datetime.timezone.utc
+    return datetime.datetime.fromtimestamp(int(moment), utc).isoformat()
+
+
+# --- Command line ---------------------------------------------------------------------------------
+
+_MAX_LINE = 16 * 1024 * 1024  # bytes of one line of FILE
+_MAX_ARRAY = 256 * 1024 * 1024  # bytes of a JSON array in FILE
+_MAX_TOKEN_FILE = 65536  # bytes
+_ASK_RETRY_TIME = 10.0  # seconds for which a command that asks one thing tries again
+_NAMED_AT_MOST = 20  # lines in one message
 
 _HELP = """\
-Run batches of Ecwid REST calls. The store and its token come from the environment: ECWID_STORE_ID, ECWID_TOKEN (or
---token-file) and, for another host than Ecwid's, ECWID_BASE_URL.
+Run batches of Ecwid REST calls. The store and its token are read from the
+environment: ECWID_STORE_ID, ECWID_TOKEN (or --token-file) and, for another
+host than Ecwid's, ECWID_BASE_URL.
 
-FILE holds a JSON array of requests as in Ecwid's reference, or one request a line, any number; - is standard input:
+FILE holds one JSON object per line, any number of them, or one JSON array as
+in Ecwid's reference. - is standard input.
+
   {"method": "PUT", "path": "/products/42", "body": {"price": 19.99}}
+  {"method": "GET", "path": "/orders?limit=1"}
+"""
 
-Exit status: 0 all requests succeeded, 1 some failed or did not run, 2 wrong usage or input, 3 Ecwid or the network
-failed, 4 timed out, 130 interrupted."""
+_EXIT_STATUS = """\
+exit status:
+  0  all requests succeeded      3  the API or the network failed
+  1  some request failed, is     4  timed out
+     unknown or did not run      5  the output cannot be written
+  2  wrong usage or input        130 interrupted, 143 terminated
+"""
 
-_COMMANDS = {
-    "run": ("submit, follow, print one JSON line per response", "ecwid-batch run --continue-on-failure prices.jsonl"),
-    "submit": ("submit all batches at once, print the tickets, stop", "ecwid-batch submit --group night prices.jsonl"),
-    "wait": ("follow a submitted batch to its end, print its responses", "ecwid-batch wait TICKET --timeout 600"),
-    "status": ("print the progress of a batch, as JSON", "ecwid-batch status TICKET --responses"),
-    "cancel": ("stop the requests of a group that have not run yet", "ecwid-batch cancel night"),
-    "delete": ("stop the requests of a batch that have not run yet, forget it", "ecwid-batch delete TICKET"),
-    "list": ("print the batches that have a status", "ecwid-batch list IN_PROGRESS"),
-}
+_RUN_EXAMPLES = """\
+examples:
+  ecwid-batch run prices.jsonl --journal prices.journal > responses.jsonl
+  ecwid-batch run prices.jsonl --continue-on-failure --failed again.jsonl
+
+After a crash, a kill or a timeout, run the same command with the same journal
+again: it goes on where it was, and prints all responses from the first on.
+"""
 
 
 def _parser() -> argparse.ArgumentParser:
     import argparse
 
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("ecwid-batch", description=_HELP, formatter_class=raw, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "ecwid-batch",
+        description=_HELP,
+        epilog=_EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--version", action="version", version=f"ecwid-batch {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (text, example) in _COMMANDS.items():
-        epilog = f"Example: {example}"
-        command = commands.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
-        option = command.add_argument
-        if name in ("run", "submit"):
-            option("input", metavar="FILE", help="a JSON array, or one JSON object per line; - for standard input")
-            option("--parallel", action="store_true", help="run up to 100 requests of a batch at once")
-            option("--continue-on-failure", action="store_true", help="do not stop at the first failed request")
-            option("--group", metavar="ID", help="a name by which to cancel the job")
-            option("--deduplication-key", metavar="UUID", default="new", help="of your own, or of a job to go on with")
-            option("--dry-run", action="store_true", help="print the HTTP requests, the token masked; send nothing")
-        if name in ("status", "wait", "delete"):
-            option("ticket", metavar="TICKET")
-        if name == "run":
-            option("--retry", metavar="N", type=int, default=0, help="run what can safely be repeated N times more")
-        if name in ("run", "wait"):
-            option("--timeout", metavar="S", type=float, help="seconds to wait for the end; then exit status 4")
-        if name == "status":
-            option("--responses", action="store_true", help="with the responses so far")
-        if name == "cancel":
-            option("group", metavar="GROUP")
-            option("--ticket", metavar="T", help="the ticket of one of the batches")
-        if name == "list":
-            option("status", metavar="STATUS", choices=_STATUSES, help=", ".join(_STATUSES))
-        option("--token-file", metavar="FILE", help="read the token from a file instead of ECWID_TOKEN")
-        option("--base-url", metavar="URL", help="instead of ECWID_BASE_URL or Ecwid's own")
-        option("-q", "--quiet", action="store_true", help="no progress, no summary")
-        option("-v", "--verbose", action="store_true", help="log every exchange")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        function: Callable[[argparse.Namespace], int], name: str, text: str, epilog: str
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        added.set_defaults(function=function)
+        return added
+
+    run = command(_run, "run", "run all requests; print one JSON line per response", _RUN_EXAMPLES)
+    _add_job_options(run)
+    _add_run_options(run)
+    submit = command(
+        _submit,
+        "submit",
+        "submit all batches at once; print one ticket a line",
+        "example:\n  ecwid-batch submit --group night prices.jsonl > tickets",
+    )
+    _add_job_options(submit)
+    wait = command(
+        _wait,
+        "wait",
+        "wait until batches have finished; print their responses",
+        "example:\n  ecwid-batch wait --timeout 600 $(cat tickets)",
+    )
+    _add_tickets(wait)
+    _add_timeout(wait)
+    status = command(
+        _status,
+        "status",
+        "print how far batches are, one JSON object each",
+        "example:\n  ecwid-batch status --responses $(cat tickets)",
+    )
+    _add_tickets(status)
+    status.add_argument("--responses", action="store_true", help="with the responses so far")
+    cancel = command(
+        _cancel,
+        "cancel",
+        "stop the requests of a group that have not run yet",
+        "example:\n  ecwid-batch cancel night",
+    )
+    cancel.add_argument("group", metavar="GROUP", help="the ID that --group gave to the job")
+    cancel.add_argument("--ticket", metavar="T", help="the ticket of a batch of the group")
+    delete = command(
+        _delete,
+        "delete",
+        "stop the requests of batches that have not run; forget the batches",
+        "example:\n  ecwid-batch delete $(cat tickets)",
+    )
+    _add_tickets(delete)
+    found = command(
+        _list,
+        "list",
+        "print the tickets of all batches that have a status, one a line",
+        "example:\n  ecwid-batch list IN_PROGRESS",
+    )
+    found.add_argument("status", metavar="STATUS", choices=_STATUSES, help=", ".join(_STATUSES))
+    for added in (run, submit, wait, status, cancel, delete, found):
+        _add_common_options(added)
     return parser
 
 
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument
+    option("file", metavar="FILE", help="JSON lines or a JSON array; - is standard input")
+    option(
+        "--batch-size",
+        metavar="N",
+        type=int,
+        default=_MAX_REQUESTS,
+        help=f"requests in a batch, 1 to {_MAX_REQUESTS} (default: %(default)s)",
+    )
+    option("--parallel", action="store_true", help="run up to 100 requests of a batch at once")
+    option(
+        "--continue-on-failure",
+        action="store_true",
+        help="go on after a failed request instead of stopping the job",
+    )
+    option("--group", metavar="ID", help="name the job, to be able to cancel it")
+    option(
+        "--deduplication-key",
+        metavar="UUID",
+        help="the key of a job to go on with, less than an hour after it began; or a key of your "
+        "own for a new job",
+    )
+    option(
+        "--dry-run",
+        action="store_true",
+        help="check all of FILE and print what would be sent; needs no store and no token",
+    )
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument
+    option(
+        "--journal",
+        metavar="FILE",
+        help="record the job in FILE; the same command with the same journal goes on with it",
+    )
+    option(
+        "--failed",
+        metavar="FILE",
+        help="write the requests that failed, are unknown or did not run to FILE, to be mended "
+        "and run as a new job",
+    )
+    option(
+        "--retry",
+        metavar="N",
+        type=int,
+        default=0,
+        help="run what may safely be repeated up to N times more (default: %(default)s)",
+    )
+    _add_timeout(parser)
+
+
+def _add_tickets(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tickets", metavar="TICKET", nargs="+", help="as `submit` printed it")
+
+
+def _add_timeout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--timeout", metavar="S", type=float, help="exit with status 4 after S seconds"
+    )
+
+
+def _add_common_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument
+    option("--token-file", metavar="FILE", help="read the token from FILE, not from ECWID_TOKEN")
+    option("--base-url", metavar="URL", help="instead of ECWID_BASE_URL or Ecwid's own")
+    option("-q", "--quiet", action="store_true", help="no progress, no summary, no warnings")
+    option("-v", "--verbose", action="store_true", help="log every exchange")
+
+
+class _OutputError(Exception):
+    """Standard output, or the file of --failed, cannot be written."""
+
+
+def _print(text: str) -> None:
+    """Write a line to standard output. Raises _OutputError if it cannot be written."""
+    if sys.stdout is None:
+        raise _OutputError("standard output is closed")
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        _silence(sys.stdout)
+        raise _OutputError(str(error)) from error
+
+
+def _say(text: str, end: str = "\n") -> None:
+    """Write a line to standard error, if that is possible."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(f"{text}{end}")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        _silence(sys.stderr)
+
+
+def _silence(stream: IO[str]) -> None:
+    """Send what a stream still holds to nowhere, or Python complains about it at its exit."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def _error(text: str) -> None:
+    _say(f"ecwid-batch: {text}")
+
+
+class _StandardError:
+    """A stream for logging that never fails."""
+
+    def write(self, text: str) -> None:
+        erase = "\r\x1b[J" if sys.stderr is not None and sys.stderr.isatty() else ""
+        _say(f"{erase}{text}", end="")
+
+    def flush(self) -> None:
+        pass
+
+
+class _Progress:
+    """One line on standard error, redrawn, if that is a terminal."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.live = not quiet and sys.stderr is not None and sys.stderr.isatty()
+        self.total = 0  # requests of the job; 0 if not known
+        self._begun = time.monotonic()
+        self._drawn = 0  # characters
+
+    def show(self, done: int) -> None:
+        seconds = max(time.monotonic() - self._begun, 0.001)
+        rate = done / seconds
+        text = f"{done:,}"
+        if self.total:
+            text += f"/{self.total:,}"
+        text += f" {rate:.1f}/s"
+        if self.total and rate:
+            left = max(0, self.total - done) / rate
+            text += f" {datetime.timedelta(seconds=int(left))} left"
+        self._draw(text)
+
+    def clear(self) -> None:
+        if self._drawn:
+            self._draw("")
+
+    def _draw(self, text: str) -> None:
+        if not self.live:
+            return
+        width = 80
+        with contextlib.suppress(OSError, ValueError):
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        up = max(0, self._drawn - 1) // width  # rows that the line took if the terminal shrank
+        back = f"\x1b[{up}A" if up else ""
+        text = text[: width - 1]
+        _say(f"{back}\r\x1b[J{text}", end="")
+        self._drawn = len(text)
+
+
+_COUNTED = {
+    "COMPLETED": "succeeded",
+    "FAILED": "failed",
+    "UNKNOWN": "unknown",
+    "NOT_EXECUTED": "did not run",
+}
+
+
 class _Report:
-    """What a user sees of a job: responses on standard output; on standard error progress, if it is a terminal, a
-    summary, and what went wrong."""
+    """What a user sees of responses: a line for each, progress, a summary."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.live = args, sys.stderr.isatty() and not args.quiet
-        self.begun, self.total, self.sent = time.monotonic(), 0, False
-        self.counts = {"succeeded": 0, "failed": 0, "did not run": 0}
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.progress = _Progress(quiet)
+        self.counts = dict.fromkeys(_COUNTED.values(), 0)
+        self.missing = 0  # responses that Ecwid did not send, of requests that are not known
+        self.first_failure: str | None = None
+        self._begun = time.monotonic()
 
-    def progress(self, status: BatchStatus) -> None:
-        self.sent = True
-        done = sum(self.counts.values()) + status.completed_requests
-        rate = done / max(time.monotonic() - self.begun, 0.001)
-        of = f"/{self.total:,}" if self.total else ""
-        left = f", {datetime.timedelta(seconds=max(0, self.total - done) // rate)} left" if of and rate else ""
-        self.redraw(f"{done:,}{of} requests, {rate:.1f}/s{left}")
+    @property
+    def answered(self) -> int:
+        return sum(self.counts.values())
 
-    def redraw(self, line: str = "") -> None:
-        if self.live:
-            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+    def look(self, status: BatchStatus) -> None:
+        """Show the progress; for `on_progress`."""
+        self.progress.show(self.answered + status.completed_requests)
 
-    def response(self, response: BatchResponse) -> None:
-        request = response.request
+    def add(self, response: BatchResponse, fields: dict[str, Any], name: str) -> None:
+        """Print a response.
+
+        fields  what is known of its request, to begin the line with
+        name    the request in words, should it be the first that failed
+        """
         line = {
-            "id": response.id, "status": response.status, "http_status_code": response.http_status_code,
-            "http_status_line": response.http_status_line, "method": request.method if request else None,
-            "path": request.path if request else None, "body": response.body,
+            **fields,
+            "status": response.status,
+            "httpStatusCode": response.http_status_code,
+            "httpStatusLine": response.http_status_line,
+            "response": response.body,
         }
-        self.redraw()
-        print(json.dumps(line), flush=True)
-        self.counts[{"COMPLETED": "succeeded", "NOT_EXECUTED": "did not run"}.get(response.status, "failed")] += 1
+        self.progress.clear()
+        _print(_json_line(line, response))
+        self.counts[_COUNTED[response.status]] += 1
+        if not response.ok and self.first_failure is None:
+            words = [name, response.status]
+            if response.http_status_code:
+                words.append(str(response.http_status_code))
+            self.first_failure = f"{' '.join(words)}: {response.error_message}"
 
     def end(self) -> int:
-        total, seconds = sum(self.counts.values()), time.monotonic() - self.begun
-        if not self.args.quiet:
-            counts = ", ".join(f"{count:,} {what}" for what, count in self.counts.items())
-            print(f"{total:,} request{'s' * (total != 1)}: {counts}; {seconds:.1f} s", file=sys.stderr)
-        return 0 if self.counts["succeeded"] == total else 1
-
-    def failure(self, error: BaseException) -> int:
-        kinds = {BatchTimeoutError: 4, EcwidError: 3, KeyboardInterrupt: 130, BrokenPipeError: 130}
-        code = next((code for kind, code in kinds.items() if isinstance(error, kind)), 2)
-        tickets = ", ".join(getattr(error, "tickets", ()))
-        self.redraw()
-        words = error.args[0] if isinstance(error, EcwidError) else error
-        if code == 130:
-            words = "interrupted; what was submitted goes on at Ecwid"
-        print(f"ecwid-batch: {words}{tickets and f' [ticket {tickets}]'}", file=sys.stderr)
-        if "deduplication_key" in self.args and (self.sent or code != 2) and not self.args.dry_run:
-            again = f"the same command with --deduplication-key {self.args.deduplication_key}"
-            print(f"ecwid-batch: to go on, within the hour: {again}; what ran does not run again", file=sys.stderr)
-        elif self.args.command == "wait" and code != 2 and not isinstance(error, ApiError):
-            print(f"ecwid-batch: to go on: ecwid-batch wait {tickets or 'TICKET'}", file=sys.stderr)
-        return code
+        """Print the summary and return the exit status."""
+        self.progress.clear()
+        total = self.answered + self.missing
+        succeeded = self.counts["succeeded"] == total
+        if not self.quiet:
+            counts = [f"{count:,} {what}" for what, count in self.counts.items() if count]
+            if self.missing:
+                counts.append(f"{self.missing:,} without a response")
+            seconds = time.monotonic() - self._begun
+            _say(f"{total:,} requests: {', '.join(counts) or 'none'}; {seconds:.1f} s")
+        if self.first_failure is not None:
+            _error(f"the first that did not succeed: {self.first_failure}")
+        return 0 if succeeded else 1
 
 
-def _requests(file: Iterable[bytes], report: _Report) -> Iterator[BatchRequest]:
-    """The requests of a JSON array or of JSON lines, read as they are asked for. ValueError names the place."""
-    found = False
-    for number, line in enumerate(file, 1):
-        text = line.lstrip(b"\xef\xbb\xbf \t\r\n")  # a byte order mark, white space
-        if text.startswith(b"[") and not found:
-            items = _parsed(b"".join([text, *file]), "the input")
-            report.total = len(items)
-            for position, item in enumerate(items, 1):
-                yield BatchRequest._from_json(item, f"request {position}")
-            found = bool(items)
-        elif text:
-            yield BatchRequest._from_json(_parsed(text, f"line {number}"), f"line {number}")
-            found = True
-    if not found:
-        raise ValueError("the input holds no requests")
+def _json_line(line: dict[str, Any], response: BatchResponse) -> str:
+    """Return the line as JSON. A number that JSON cannot hold, such as 1e999, stays text."""
+    try:
+        return json.dumps(line, allow_nan=False)
+    except ValueError:
+        text = response._escaped_body or json.dumps(str(response.body))
+        return json.dumps({**line, "response": json.loads(text, parse_float=_finite)})
 
 
-def _job(args: argparse.Namespace, client: EcwidClient, report: _Report, file: IO[bytes]) -> int:
-    """run and submit, with or without --dry-run."""
-    if report.live and file.seekable():
-        report.total = sum(1 for line in file if line.strip())
-        file.seek(0)
-    requests = _requests(file, report)
-    options = {
-        "allow_parallel_mode": args.parallel or None, "deduplication_key": args.deduplication_key,
-        "stop_on_first_failure": False if args.continue_on_failure else None, "group_id": args.group,
-    }
-    if args.command == "run" and not args.dry_run:
-        options.update(retry=args.retry, timeout=args.timeout, on_progress=report.progress)
-        responses = client.stream(requests, **options)
+def _finite(text: str) -> float | str:
+    number = float(text)
+    return number if math.isfinite(number) else text
+
+
+class _Input:
+    """The requests of FILE, read as they are needed, with the lines that they stand on."""
+
+    def __init__(self, file: IO[bytes], batch_size: int) -> None:
+        self.total = 0  # requests, where that is known in advance
+        self.lines: collections.deque[int] = collections.deque()  # of requests not yet answered
+        self._file = file
+        self._batch_size = batch_size
+        self._ids: dict[str, int] = {}  # of the batch that is being read, with their lines
+        self._count = 0
+        self._answered = 0
+        self._last_line = 0  # that was read
+
+    def requests(self) -> Iterator[BatchRequest]:
+        """Yield the requests. Raises ValueError that names the line of what is wrong."""
+        for line, item in self._items():
+            where = f"line {line}"
+            request = _read_request(item, where)
+            self._check_id(request.id, line)
+            self._count += 1
+            self._last_line = line
+            self.lines.append(line)
+            yield request
+        if not self._count:
+            raise ValueError("the input holds no requests")
+
+    def next_line(self) -> int:
+        """Return the line of the request whose response comes next."""
+        self._answered += 1
+        return self.lines.popleft()
+
+    def line_of(self, place: int) -> int:
+        """Return the line of a request that has not been answered, by its place in the job."""
+        index = place - 1 - self._answered
+        if 0 <= index < len(self.lines):
+            return self.lines[index]
+        return self._last_line + 1
+
+    def count_lines(self) -> int:
+        """Return how many requests FILE holds, or 0 if only reading it can tell."""
+        if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+            return 0
+        start = self._file.tell()
+        begins = [line.strip()[:1] for line in self._file]
+        self._file.seek(start)
+        lines = [beginning for beginning in begins if beginning]
+        if lines[:1] == [b"["]:
+            return 0
+        return len(lines)
+
+    def _items(self) -> Iterator[tuple[int, Any]]:
+        """Yield what stands on each line, or at each place of an array, as parsed JSON."""
+        for number in itertools.count(1):
+            text = self._file.readline(_MAX_LINE + 1)
+            if not text:
+                return
+            if len(text) > _MAX_LINE:
+                raise ValueError(f"line {number} is longer than {_MAX_LINE:,} bytes")
+            text = text.lstrip(b"\xef\xbb\xbf \t\r\n")  # a byte order mark, white space
+            if text.startswith(b"[") and not self._count:
+                yield from self._array(text)
+                return
+            if text:
+                yield number, _parse_line(text, number)
+
+    def _array(self, beginning: bytes) -> Iterator[tuple[int, Any]]:
+        text = beginning + self._file.read(_MAX_ARRAY + 1)
+        if len(text) > _MAX_ARRAY:
+            raise ValueError(f"an array may take {_MAX_ARRAY:,} bytes; write one object per line")
         try:
-            for response in responses:
-                report.response(response)
-        except (KeyboardInterrupt, BrokenPipeError) as error:
-            responses.throw(error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt())  # for its tickets
-        return report.end()
-    for batch in Batch.split(requests, **options):
-        if args.dry_run:
-            request = client._request("POST", "/batch", batch.query, batch.to_json())
-            headers = {**dict(request.header_items()), "Authorization": "Bearer ***"}
-            lines = [f"POST {request.full_url}", *(f"{name.title()}: {value}" for name, value in headers.items())]
-            print(*lines, "", batch.to_json().decode(), "", sep="\n")
-        else:
-            print(client.submit(batch), flush=True)
-            report.sent = True
-    return 0
+            items = _parse_json(text, "the input")
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. FILE must hold one JSON array, or one JSON object per line; "
+                "`jq -c '.[]' FILE` makes lines of arrays"
+            ) from None
+        self.total = len(items)
+        yield from enumerate(items, 1)
+
+    def _check_id(self, id: str | None, line: int) -> None:
+        if self._count % self._batch_size == 0:
+            self._ids.clear()
+        if id is None:
+            return
+        if id in self._ids:
+            raise ValueError(
+                f"line {line}: the id {id!r} is that of line {self._ids[id]}; give every request "
+                "an id of its own, or none"
+            )
+        self._ids[id] = line
 
 
-def _command(args: argparse.Namespace, report: _Report) -> int:
-    options = {"base_url": args.base_url} if args.base_url else {}
-    if args.token_file:
-        with open(args.token_file, encoding="utf-8") as file:
-            options["token"] = file.read().strip()
-    client = EcwidClient.from_env(**options)
-    if args.command in ("run", "submit"):
-        if args.input == "-":
-            return _job(args, client, report, sys.stdin.buffer)
-        with open(args.input, "rb") as file:
-            return _job(args, client, report, file)
-    if args.command == "wait":
-        for response in client.wait(args.ticket, timeout=args.timeout, on_progress=report.progress):
-            report.response(response)
-        return report.end()
-    if args.command == "status":
-        print(json.dumps(client.status(args.ticket, responses=args.responses).to_dict()))
-    elif args.command == "cancel":
-        print(json.dumps({"updateCount": client.cancel(args.group, ticket=args.ticket)}))
-    elif args.command == "delete":
-        print(json.dumps({"deleteCount": client.delete(args.ticket)}))
+def _parse_line(text: bytes, number: int) -> Any:
+    try:
+        item = _parse_json(text, f"line {number}")
+    except ValueError as error:
+        hint = "for CSV see the README"
+        if text.startswith(b"{"):
+            hint = "one object must stand on one line: `jq -c . FILE` writes it so"
+        raise ValueError(f"{error}; {hint}") from None
+    if isinstance(item, list):
+        raise ValueError(
+            f"line {number} is a JSON array; `jq -c '.[]' FILE` writes one object per line"
+        )
+    return item
+
+
+class _Failed:
+    """The file of --failed: written beside its place, and moved there when the job has ended."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._count = 0  # lines
+        self._risky: list[str] = []  # lines of requests that may have run all the same
+        self._risky_count = 0
+        if path is None:
+            return
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError(f"--failed must be a regular file, not {path}")
+        self._target = os.path.realpath(path)
+        self._temporary = f"{self._target}.{os.getpid()}.tmp"
+        self._file = open(self._temporary, "w", encoding="ascii")  # noqa: SIM115
+
+    def add(self, response: BatchResponse, line: int) -> None:
+        if self._path is None or response.ok:
+            return
+        request = response.request
+        id = "" if request.id is None else f'"id": {_encode(request.id)}, '
+        with self._writing():
+            self._file.write(f"{{{id}{request._json}\n")
+        self._count += 1
+        code = response.http_status_code or 0
+        unclear = response.status == "UNKNOWN" or code == 408 or code >= 500
+        if request.method == "POST" and unclear:
+            self._risky_count += 1
+            if len(self._risky) < _NAMED_AT_MOST:
+                self._risky.append(f"{self._count:,} (line {line:,} of the input)")
+
+    def finish(self) -> None:
+        """Put the file in its place, and name what may have run."""
+        if self._path is None:
+            return
+        with self._writing():
+            self._file.close()
+            os.replace(self._temporary, self._target)
+        if self._risky:
+            more = self._risky_count - len(self._risky)
+            lines = ", ".join(self._risky) + (f" and {more:,} more" if more else "")
+            _error(
+                "these may have run all the same: look at the shop before you run them again: "
+                f"{self._path}, line {lines}"
+            )
+
+    def discard(self) -> None:
+        """Leave the place as it is; after `finish` do nothing."""
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise _OutputError(f"{self._path}: {error}") from error
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run all requests of FILE and print their responses."""
+    if args.dry_run:
+        return _dry_run(args)
+    client = _client(args)
+    with contextlib.ExitStack() as stack:
+        source = _Input(stack.enter_context(_opened(args.file)), args.batch_size)
+        failed = _Failed(args.failed)
+        stack.callback(failed.discard)
+        report = _Report(args.quiet)
+        if report.progress.live:
+            report.progress.total = source.count_lines()
+        job = _Job(
+            client,
+            source.requests(),
+            _options(args),
+            journal=args.journal,
+            batch_size=args.batch_size,
+            retry=args.retry,
+            deadline=_deadline(args.timeout),
+            on_progress=report.look,
+            deduplication_key=args.deduplication_key,
+        )
+        try:
+            _report_job(job, source, report, failed)
+        except (Exception, KeyboardInterrupt) as error:
+            report.progress.clear()
+            status = _failure(error)
+            _explain_job(error, job, source, args)
+            return status
+    status = report.end()
+    if status and args.failed is None:
+        _error("--failed FILE writes the requests that did not succeed, to be run again")
+    return status
+
+
+def _report_job(job: _Job, source: _Input, report: _Report, failed: _Failed) -> None:
+    """Print the responses of a job as they come; write the file of --failed at its end."""
+    for response in job.responses():
+        line = source.next_line()
+        request = response.request
+        if source.total:
+            report.progress.total = source.total
+        fields = {
+            "line": line,
+            "id": response.id,
+            "method": request.method,
+            "path": request.path,
+        }
+        report.add(response, fields, f"line {line:,}, {request.method} {request.path},")
+        failed.add(response, line)
+    failed.finish()
+
+
+def _explain_job(error: BaseException, job: _Job, source: _Input, args: argparse.Namespace) -> None:
+    """Say how to go on with a job of which something was, or may have been, submitted."""
+    if isinstance(error, _OtherInput):
+        first, last = source.line_of(error.first), source.line_of(error.last)
+        _error(f"that is lines {first:,} to {last:,} of the input")
+        return
+    finished = all(submission.finished for submission in job.at_ecwid)
+    quiet = isinstance(error.__cause__, BrokenPipeError) and finished
+    if not job.submitted or quiet:
+        return
+    if job.tickets and not isinstance(error, EcwidError):
+        _error(f"tickets at Ecwid: {', '.join(job.tickets)}")
+    if args.journal is not None:
+        _error("to go on, run the same command again; what has run does not run again")
     else:
-        for offset in itertools.count(0, 100):
-            page = client.find(args.status, offset=offset)
-            for status in page:
-                print(json.dumps({"ticket": status.ticket, "status": status.status}))
-            if len(page) < 100:
-                break
-    sys.stdout.flush()
+        rest = source.line_of(job.submitted + 1)
+        _explain_key(job.key, job.key_age, args.deduplication_key, rest)
+
+
+def _explain_key(key: str, age: _KeyAge | None, given: str | None, rest: int) -> None:
+    """Say how to go on with a job without a journal.
+
+    rest  the first line that was not submitted
+    """
+    left = 0.0 if age is None else age.seconds_left()
+    if left <= 0:
+        _error(
+            "the deduplication key is too old to go on with: wait for the tickets with "
+            f"`ecwid-batch wait`, and run the rest, from line {rest:,} on, as a new job"
+        )
+    elif given is not None:
+        _error(
+            "to go on, less than an hour after the job was first started, run the same command "
+            "again; what has run does not run again"
+        )
+    else:
+        until = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
+        _error(
+            f"to go on, until {until}, run the same command with --deduplication-key {key}; what "
+            "has run does not run again"
+        )
+
+
+def _submit(args: argparse.Namespace) -> int:
+    """Submit all batches of FILE and print their tickets."""
+    if args.dry_run:
+        return _dry_run(args)
+    client = _client(args)
+    key = _checked_key(args.deduplication_key)
+    age: _KeyAge | None = None
+    submitted = 0  # requests that are, or may be, at Ecwid
+    with _opened(args.file) as file:
+        source = _Input(file, args.batch_size)
+        batches = _split(source.requests(), args.batch_size, _options(args), key)
+        try:
+            for batch in batches:
+                age = age or _KeyAge()
+                submitted += _submit_batch(client, batch)
+        except (Exception, KeyboardInterrupt) as error:
+            status = _failure(error)
+            if submitted or getattr(error, "uncertain", False):
+                rest = source.line_of(submitted + 1)
+                _explain_key(key, age, args.deduplication_key, rest)
+            return status
     return 0
+
+
+def _submit_batch(client: EcwidClient, batch: Batch) -> int:
+    """Submit a batch, print its ticket, and return how many requests it has."""
+    ticket = client.submit(batch)
+    try:
+        _print(ticket)
+    except _OutputError:
+        _error(f"ticket at Ecwid: {ticket}")
+        raise
+    return len(batch)
+
+
+def _dry_run(args: argparse.Namespace) -> int:
+    """Check all of FILE and print what would be sent."""
+    batches = 0
+    requests = 0
+    with _opened(args.file) as file:
+        source = _Input(file, args.batch_size)
+        for batch in _split(
+            source.requests(), args.batch_size, _options(args), _checked_key(args.deduplication_key)
+        ):
+            source.lines.clear()
+            batches += 1
+            requests += len(batch)
+            _print(f"POST /batch?{urllib.parse.urlencode(batch.query)}")
+            _print(batch.to_json().decode("ascii"))
+    _print(f"{_count(requests, 'request')} in {_count(batches, 'batch')}, nothing sent")
+    return 0
+
+
+def _count(number: int, noun: str) -> str:
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun}{'es' if noun.endswith('h') else 's'}"
+
+
+def _wait(args: argparse.Namespace) -> int:
+    """Wait for batches and print their responses."""
+    client = _client(args)
+    deadline = _deadline(args.timeout)
+    report = _Report(args.quiet)
+
+    def wait(ticket: str) -> None:
+        timeout = None
+        if args.timeout is not None:
+            timeout = deadline - time.monotonic()
+        status = client.wait(ticket, timeout=timeout, on_progress=report.look)
+        for response in status:
+            fields = {"ticket": ticket, "id": response.id}
+            report.add(response, fields, f"ticket {ticket}, {_name_of(response)},")
+        report.missing += max(0, status.total_requests - len(status.responses))
+
+    failure = _for_each(args.tickets, wait)
+    status = report.end()
+    return failure or status
+
+
+def _status(args: argparse.Namespace) -> int:
+    """Print how far batches are."""
+    client = _client(args, _ASK_RETRY_TIME)
+
+    def show(ticket: str) -> None:
+        _print(json.dumps(client.status(ticket, responses=args.responses).to_dict()))
+
+    return _for_each(args.tickets, show)
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    """Cancel a group."""
+    client = _client(args, _ASK_RETRY_TIME)
+    count = client.cancel(args.group, ticket=args.ticket)
+    _print(json.dumps({"group": args.group, "updateCount": count}))
+    return 0
+
+
+def _delete(args: argparse.Namespace) -> int:
+    """Delete batches."""
+    client = _client(args, _ASK_RETRY_TIME)
+
+    def delete(ticket: str) -> None:
+        _print(json.dumps({"ticket": ticket, "deleteCount": client.delete(ticket)}))
+
+    return _for_each(args.tickets, delete)
+
+
+def _list(args: argparse.Namespace) -> int:
+    """Print the tickets of the batches that have a status."""
+    client = _client(args, _ASK_RETRY_TIME)
+    for ticket in client.find(args.status):
+        _print(ticket)
+    return 0
+
+
+def _for_each(tickets: list[str], act: Callable[[str], None]) -> int:
+    """Call a function with each ticket; return 0, or the exit status of the last error answer."""
+    status = 0
+    for ticket in tickets:
+        try:
+            act(ticket)
+        except ApiError as error:  # such as a ticket that Ecwid does not know: try the others
+            status = _failure(error)
+    return status
+
+
+def _client(args: argparse.Namespace, max_retry_time: float = 120.0) -> EcwidClient:
+    token = None
+    if args.token_file is not None:
+        with open(args.token_file, encoding="ascii", errors="replace") as file:
+            token = file.read(_MAX_TOKEN_FILE).strip()
+        if not token:
+            raise ValueError(f"{args.token_file} is empty")
+    return EcwidClient.from_env(token=token, base_url=args.base_url, max_retry_time=max_retry_time)
+
+
+def _options(args: argparse.Namespace) -> _Options:
+    return _Options(
+        allow_parallel_mode=True if args.parallel else None,
+        stop_on_first_failure=False if args.continue_on_failure else None,
+        group_id=args.group,
+    )
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    """Open FILE for reading; - is standard input."""
+    if path != "-":
+        with open(path, "rb") as file:
+            yield file
+    elif sys.stdin is None:
+        raise ValueError("standard input is closed")
+    else:
+        yield sys.stdin.buffer
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM arrived."""
+
+
+def _terminate(*args: object) -> None:
+    raise _Terminated
+
+
+def _failure(error: BaseException) -> int:
+    """Tell the user what went wrong; return the exit status. Raises what is a bug of this file."""
+    if isinstance(error, _OutputError):
+        if not isinstance(error.__cause__, BrokenPipeError):  # a reader that has had enough
+            _error(f"cannot write the output: {error}")
+        return 5
+    if isinstance(error, _Terminated):
+        _error("terminated")
+        return 143
+    if isinstance(error, KeyboardInterrupt):
+        _error("interrupted")
+        return 130
+    if isinstance(error, EcwidError):
+        text = error.args[0]
+        if error.tickets:
+            text = f"{text} [ticket {', '.join(error.tickets)}]"
+        _error(text)
+        return 4 if isinstance(error, BatchTimeoutError) else 3
+    if isinstance(error, (OSError, ValueError)):
+        _error(str(error))
+        return 2
+    raise error
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line: returns the exit status that its --help explains."""
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started us
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
-    args = _parser().parse_args(argv)
-    report = _Report(args)
-    if args.verbose or args.quiet:
-        import logging
+    """Run the command line; return its exit status, which `--help` explains.
 
-        logging.basicConfig(format="%(message)s")
-        _logger().setLevel(logging.DEBUG if args.verbose else logging.ERROR)
+    argv  the arguments; None takes those of the process
+    """
+    import signal
+
+    args = _parser().parse_args(argv)
+    _set_up_logging(args)
+    previous = None
+    with contextlib.suppress(ValueError):  # not in the main thread: no signals there
+        previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        if "deduplication_key" in args:
-            args.deduplication_key = _checked_key(args.deduplication_key)
-        return _command(args, report)
-    except (EcwidError, OSError, TypeError, ValueError, KeyboardInterrupt) as error:
-        if isinstance(error, (KeyboardInterrupt, BrokenPipeError)):
-            with contextlib.suppress(OSError, ValueError):  # what a closed pipe did not take has nowhere to go
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return report.failure(error)
+        if sys.stdout is None:
+            raise _OutputError("standard output is closed")
+        return int(args.function(args))
+    except (Exception, KeyboardInterrupt) as error:
+        return _failure(error)
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _set_up_logging(args: argparse.Namespace) -> None:
+    import logging
+
+    level = logging.WARNING
+    if args.quiet:
+        level = logging.ERROR
+    if args.verbose:
+        level = logging.DEBUG
+    handler = logging.StreamHandler(_StandardError())
+    handler.setFormatter(logging.Formatter("ecwid-batch: %(message)s"))
+    logger = _logger()
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
 
 
 if __name__ == "__main__":
