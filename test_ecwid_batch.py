@@ -1247,7 +1247,7 @@ class RequestsAreSnapshots(TestCase):
         body = {"a": [1, 2.5, "ü", None, True, decimal.Decimal("1.10")], "b": {"c": ""}}
         texts = {BatchRequest.put("/a", body)._json}
         for replaced in (None, lambda: None):
-            with mock.patch("json.encoder.c_make_encoder", replaced):
+            with mock.patch("json.encoder.c_make_encoder", replaced, create=True):
                 encoder = ecwid_batch._make_encoder()
             with mock.patch("ecwid_batch._encode", encoder):
                 texts.add(BatchRequest.put("/a", body)._json)
@@ -4343,6 +4343,161 @@ class TheStandIn(WithStandIn):
                 timeout=60,
             )
             self.assertEqual(done.stdout.strip(), b"mypkg._vendor.ecwid_batch", done.stderr)
+
+
+@unittest.skipUnless((HERE / "README.md").exists(), "the README is not here")
+class Readme(TestCase):
+    """Every block of the README runs, against the stand-in."""
+
+    def setUp(self):
+        super().setUp()
+        self.text = (HERE / "README.md").read_text(encoding="utf-8")
+        self.virtual, self.ecwid = self.clock(), self.standin(latency=0.01)
+        self.environment = {
+            "ECWID_STORE_ID": "1003",
+            "ECWID_TOKEN": self.ecwid.token,
+            "ECWID_BASE_URL": self.ecwid.base_url,
+        }
+
+    def blocks(self, language):
+        return re.findall(rf"^```{language}\n(.*?)^```$", self.text, re.M | re.S)
+
+    def run_blocks(self, blocks, names):
+        """Run blocks of Python in this environment; return what they print."""
+        out = io.StringIO()
+        with mock.patch.dict(os.environ, self.environment), contextlib.redirect_stdout(out):
+            for block in blocks:
+                exec(compile(block, "README.md", "exec"), names)
+        return out.getvalue()
+
+    def test_its_python_runs_in_order(self):
+        blocks = [block for block in self.blocks("python") if "def handler" not in block]
+        folder = str(self.folder())
+        here = os.getcwd()
+        self.addCleanup(os.chdir, here)
+        os.chdir(folder)
+        out = self.run_blocks(blocks, {})
+        self.assertEqual(len(blocks), 6)
+        self.assertIn("/products/1 200 {'updateCount': 1}", out)
+        self.assertIn("/products/2 products 2 not found", out)
+        self.assertEqual(os.listdir(folder), ["prices.journal"])
+
+    def recipe(self, number):
+        """Return the handler of a recipe, which stands alone, and what Lambda calls its context."""
+        names = {}
+        blocks = [block for block in self.blocks("python") if "def handler" in block]
+        self.run_blocks(blocks[number : number + 1], names)
+        context = mock.Mock()
+        deadline = self.virtual.now + 120
+        context.get_remaining_time_in_millis = lambda: 1000 * (deadline - self.virtual.now)
+        return names["handler"], context
+
+    def test_the_recipe_for_events_raises_until_the_batch_is_done(self):
+        handler, context = self.recipe(0)
+        self.ecwid.latency = 50
+        event = {"prices": {"999": 1, "1": 5.5, "2": 7}, "key": KEY}
+        with self.assertRaises(BatchTimeoutError):
+            handler(event, context)
+        handler, context = self.recipe(0)
+        failed = [[f"/products/{n}", f"products {n} not found"] for n in ("999", "2")]
+        for _ in range(2):
+            self.assertEqual(handler(event, context), {"failed": failed})
+        self.assertEqual(len(self.ecwid.ledger), 3)
+
+    def test_the_recipe_for_step_functions_submits_once_and_looks(self):
+        handler, context = self.recipe(1)
+        event = {"batch": json.loads(EXAMPLE.replace("/profile", "/nowhere")), "key": KEY}
+        looked = handler(event, context)
+        self.assertEqual(handler(event, context), looked)
+        self.assertEqual(looked["status"], "QUEUED")
+        self.virtual.sleep(60)
+        looked = handler(json.loads(json.dumps(looked)), context)
+        self.assertEqual(looked["status"], "COMPLETED")
+        self.assertIn(
+            "of 3 requests, 1 failed, 1 did not run; the first: request 000002", looked["error"]
+        )
+        (machine,) = self.blocks("json")
+        self.assertEqual(json.loads(machine)["StartAt"], "Key")
+
+    def test_the_recipe_for_sqs_reports_what_is_to_come_again(self):
+        handler, context = self.recipe(2)
+        body = json.dumps([{"method": "POST", "path": "/products", "body": {"name": "x"}}])
+
+        def record(id, body=body, age=0):
+            first = str(int(1000 * (time.time() - age)))
+            attributes = {"ApproximateFirstReceiveTimestamp": first}
+            return {"messageId": id, "body": body, "attributes": attributes}
+
+        def call(*records):
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                answer = handler({"Records": list(records)}, context)
+            return [item["itemIdentifier"] for item in answer["batchItemFailures"]]
+
+        self.ecwid.faults = ["reset after"]
+        self.assertEqual(
+            call(record("a"), record("b", "[]"), record("a"), record("c", age=4000)), ["b", "c"]
+        )
+        self.assertEqual(len(self.ecwid.ledger), 1)
+        self.ecwid.latency = 1000
+        self.assertEqual(call(record("d"), record("e")), ["d", "e"])
+
+    @unittest.skipUnless(
+        all(map(shutil.which, ("bash", "sha256sum", "tail", "cat"))), "needs bash and coreutils"
+    )
+    def test_its_shell_commands_run(self):
+        self.virtual.__exit__()  # in real time, since the commands are processes
+        self.addCleanup(self.virtual.__enter__)
+        self.ecwid.latency = 0.0
+        folder = self.folder()
+        shutil.copy(HERE / "ecwid_batch.py", folder)
+        python = folder / "python3"
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        python.chmod(0o755)
+        path = f"{folder}{os.pathsep}{CLEAN_ENV['PATH']}"
+        environment = {**CLEAN_ENV, **self.environment, "PATH": path}
+        out = [
+            subprocess.run(
+                ["bash", "-euc", block],
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                timeout=60,
+                check=True,
+            ).stdout.decode()
+            for block in self.blocks("sh")
+        ]
+        self.assertEqual(out[0], f"{ecwid_batch.__version__}\necwid_batch.py: OK\n")
+        self.assertIn("2 requests in 1 batch, nothing sent", out[1])
+        self.assertIn('"path": "/products/2"', out[1])
+        self.assertIn('"totalRequests": 2, "completedRequests": 2', out[1])
+        rows = [json.loads(line) for line in (folder / "responses.jsonl").read_text().splitlines()]
+        self.assertEqual([one["status"] for one in rows], ["COMPLETED", "FAILED"])
+
+    def test_it_names_what_there_is(self):
+        self.assertLessEqual(len(self.text.splitlines()), 330)
+        for name in ecwid_batch.__all__:
+            if name.endswith("Error"):
+                self.assertIn(f"`{name}`", self.text)
+        for thing, words in (
+            (
+                EcwidClient,
+                ("run", "stream", "submit", "wait", "status", "cancel", "delete", "find"),
+            ),
+            (BatchResponse, ("request", "ok", "body", "retryable", "error_message", "error_code")),
+            (BatchStatus, ("done", "succeeded", "failed", "not_executed", "raise_for_failures()")),
+        ):
+            for word in words:
+                self.assertIn(f"`{word}`", self.text)
+                self.assertTrue(
+                    hasattr(thing, word.rstrip("()")) or word in ("error_message", "error_code")
+                )
+        client = inspect.signature(EcwidClient).parameters
+        stream = inspect.signature(EcwidClient.stream).parameters
+        self.assertIn(f"`timeout` ({client['timeout'].default:g} s", self.text)
+        self.assertIn(f"`max_retry_time` ({client['max_retry_time'].default:g} s", self.text)
+        self.assertIn(f"`batch_size` ({stream['batch_size'].default})", self.text)
+        self.assertIn(f"`retry` ({stream['retry'].default}:", self.text)
 
 
 class Documentation(TestCase):
