@@ -10,8 +10,8 @@
     for response in client.run(batch):
         print(response.request.path, response.http_status_code, response.body)
 
-More than 500 requests, or hours of work, are a stream. With a journal, the same call goes on
-where a crash, a kill or a timeout ended it:
+Use `stream` for more than 500 requests or for hours of work. With a journal, the same call goes
+on where a crash, a kill or a timeout ended it:
 
     for response in client.stream(requests, journal="prices.journal"):
         ...
@@ -21,10 +21,12 @@ The promises:
 - Every request gets exactly one response, in the order of the requests. A request that Ecwid did
   not run gets one too, with the status NOT_EXECUTED. A request without a response from Ecwid gets
   the status UNKNOWN: it may have run.
-- Every request runs at most once. A batch carries a deduplication key, so a submission whose
-  answer was lost is repeated without harm while Ecwid remembers the key, one hour. A journal keeps
-  the promise for as long as Ecwid keeps the batches.
-- Invalid arguments raise ValueError or TypeError before anything is sent. Every other failure
+- No request runs twice, unless you ask for it with `retry` or with stop_on_first_failure=False. A
+  batch carries a deduplication key, so a submission whose answer was lost is repeated without harm
+  while Ecwid remembers the key, one hour. A journal keeps the promise for as long as Ecwid keeps
+  the batches.
+- Invalid arguments raise ValueError or TypeError before anything is sent; an invalid request in
+  the middle of a stream does before anything of its batch is sent. Every other failure of a call
   raises an EcwidError, which carries what is needed to resume.
 - The token is sent to Ecwid and to nobody else. No redirect is followed; no log, message or repr
   shows the token.
@@ -82,7 +84,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
     Params = Optional[Mapping[str, Any]]
     OnProgress = Optional[Callable[["BatchStatus"], object]]
-    Path = Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]
+    FilePath = Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]
 
 __version__ = "1.0.0"
 
@@ -103,6 +105,43 @@ __all__ = [
 ]
 
 
+# --- Checks and text, for all sections ------------------------------------------------------------
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+    if not value:
+        raise ValueError(f"{name} must not be empty")
+    if re.search("[\ud800-\udfff]", value):
+        raise ValueError(f"{name} must not hold lone surrogates, which UTF-8 cannot hold")
+
+
+def _check_number(
+    name: str,
+    value: float,
+    kind: type | tuple[type, ...],
+    low: float,
+    high: float = math.inf,
+) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        expected = "a whole number" if kind is int else "a number of seconds"
+        raise TypeError(f"{name} must be {expected}, not {value!r}")
+    if value != value:
+        raise ValueError(f"{name} must be a number, not {value!r}")
+    if not low <= value <= high:
+        limits = f"{low} or more" if high == math.inf else f"from {low} to {high}"
+        raise ValueError(f"{name} must be {limits}, not {value!r}")
+
+
+def _one_line(text: str, limit: int = 300) -> str:
+    """Return text from outside as one short line that is safe in a terminal, a log and UTF-8."""
+    if text.isprintable() and len(text) <= limit:
+        return text
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(printable.split())[:limit]
+
+
 # --- Requests and batches -------------------------------------------------------------------------
 
 _MAX_REQUESTS = 500  # requests in one batch; reference: "Create batch request"
@@ -121,7 +160,7 @@ class BatchRequest:
     id      text that identifies the response; None lets the batch number the request
 
     The body is turned into JSON here, once: changing the object afterwards changes nothing, and
-    two requests are equal if they send the same text.
+    two requests are equal if they have the same id and send the same text.
 
     Raises ValueError or TypeError, with advice, for arguments that cannot be sent.
     Reference: "Create batch request", Request JSON.
@@ -173,13 +212,6 @@ class BatchRequest:
         return cls("DELETE", _path_with_params(path, params), None, id)
 
 
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a str, not {type(value).__name__}")
-    if not value:
-        raise ValueError(f"{name} must not be empty")
-
-
 _PLAIN_PATH = re.compile("(?!/api/)(?:/[A-Za-z0-9_-]+)+").fullmatch  # nothing to check or encode
 
 
@@ -199,13 +231,13 @@ def _check_path(path: str) -> None:
     names = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
     if {"token", "access_token"} & {name.lower() for name in names}:  # first: never shown below
         raise ValueError("path must not hold a token: the client sends its own")
+    if "#" in path:
+        raise ValueError("path must not have a fragment; write '#' as %23")
     shown = f"not {_one_line(path)!r}"
     if not path.startswith("/") or path.startswith("//"):
         raise ValueError(
             f"path must be relative to the store and begin with one '/', such as '/orders', {shown}"
         )
-    if "#" in path:
-        raise ValueError(f"path must not have a fragment; write '#' as %23, {shown}")
     if re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", path):
         raise ValueError(f"path must not hold control characters or lone surrogates, {shown}")
     segments = _segments(route)
@@ -219,22 +251,28 @@ def _check_path(path: str) -> None:
 
 
 def _segments(route: str) -> list[str]:
-    """Return the segments of a path as the most lenient server would read them.
+    """Return the segments of a route as the most lenient server would read them.
 
-    Such a server decodes again and again, takes a backslash for a slash, and drops white space and
-    parameters after a semicolon.
+    Such a server takes a backslash for a slash, and drops white space and what follows a semicolon,
+    a question mark or a number sign.
+    """
+    segments = re.split(r"[/\\]", _decoded(route))
+    return [re.split("[;?#]", segment)[0].strip() for segment in segments]
+
+
+def _decoded(route: str) -> str:
+    """Return a route with all its percent-encoding undone, as often as it was done.
+
+    Raises ValueError for control characters, and for more layers than anybody needs.
     """
     for _ in range(5):
         decoded = urllib.parse.unquote(route)
         if re.search("[\x00-\x1f\x7f]", decoded):
             raise ValueError("path must not hold control characters, percent-encoded or not")
         if decoded == route:
-            break
+            return decoded
         route = decoded
-    else:
-        raise ValueError("path is percent-encoded more than four times; encode it once")
-    segments = re.split(r"[/\\]", route)
-    return [re.split("[;?#]", segment)[0].strip() for segment in segments]
+    raise ValueError("path is percent-encoded more than four times; encode it once")
 
 
 def _quoted_path(path: str) -> str:
@@ -246,7 +284,7 @@ def _quoted_path(path: str) -> str:
 
 
 def _path_with_params(path: str, params: Params) -> str:
-    if params is None:
+    if params is None or not isinstance(path, str):  # the latter is refused by BatchRequest
         return path
     if not hasattr(params, "items"):
         kind = type(params).__name__
@@ -274,7 +312,8 @@ def _param_text(name: str, value: object) -> str:
             f"parameter {name} must be text, a number, a bool or a list of them, not {value!r}"
         )
     text = str(value)
-    if text.strip("+-").lower() in ("nan", "snan", "inf", "infinity") and value != text:
+    special = text.strip("+-").lower() in ("nan", "snan", "inf", "infinity")
+    if special and not isinstance(value, str):
         raise ValueError(f"parameter {name} must be a number that can be written, not {text}")
     return text
 
@@ -332,14 +371,6 @@ def _request_json(method: str, path: str, body: Any) -> str:
     return f'"path": "{path}", "method": "{method}", "body": {text}}}'
 
 
-def _one_line(text: str, limit: int = 300) -> str:
-    """Return text from outside as one short line that a terminal, a log and UTF-8 can take."""
-    if text.isprintable() and len(text) <= limit:
-        return text
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    return " ".join(printable.split())[:limit]
-
-
 class _Options:
     """How Ecwid is to run a batch; the arguments are those of `Batch`."""
 
@@ -362,7 +393,7 @@ class _Options:
         self.group_id = group_id
 
     @property
-    def stops(self) -> bool:
+    def stops_on_failure(self) -> bool:
         """Whether the first failure ends the batch."""
         return self.stop_on_first_failure is not False
 
@@ -477,8 +508,8 @@ class Batch:
         """Return an iterator of batches that reads the requests as they are needed.
 
         Missing ids are numbered through all batches. The key of each batch is derived from
-        `deduplication_key`, the number of the batch and its content: the same requests under the
-        same key give the same batches, and no two batches share a key.
+        `deduplication_key`, the number of the batch and its content: the same requests in batches
+        of the same size under the same key give the same keys, and no two batches share one.
         """
         options = _Options(allow_parallel_mode, stop_on_first_failure, group_id)
         return _split(requests, batch_size, options, _checked_key(deduplication_key))
@@ -497,10 +528,15 @@ class Batch:
 
     def to_json(self) -> bytes:
         """Return the body that will be sent, a JSON array."""
-        items = [
-            f'{{"id": {_quote(id)}, {request._json}' for id, request in zip(self.ids, self.requests)
-        ]
-        return f"[{', '.join(items)}]".encode("ascii")
+        return _batch_json(self.ids, self.requests).encode("ascii")
+
+    def _key_age(self) -> _Age:
+        """Return the time since this object was first submitted; a new one after the hour."""
+        age: _Age | None = vars(self).get("_age")
+        if age is None or age.seconds_left() <= 0:
+            age = _Age()
+            object.__setattr__(self, "_age", age)
+        return age
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -512,6 +548,11 @@ class Batch:
         names = [f"{request.method} {request.path[:60]}" for request in self.requests]
         ends = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
         return f"<Batch of {len(self):,}: {ends}>"
+
+
+def _batch_json(ids: tuple[str, ...], requests: tuple[BatchRequest, ...]) -> str:
+    items = [f'{{"id": {_quote(id)}, {request._json}' for id, request in zip(ids, requests)]
+    return f"[{', '.join(items)}]"
 
 
 def _checked_key(key: str | None) -> str:
@@ -549,7 +590,7 @@ def _ids(requests: tuple[BatchRequest, ...], first: int) -> tuple[str, ...]:
                 "repeated, but only the id tells one response from another"
             )
         taken.add(request.id)
-    if not taken:
+    if not taken:  # as in most batches: the fast way
         return tuple(f"{place:06d}" for place in range(first, first + len(requests)))
     ids = []
     for place, request in enumerate(requests, first):
@@ -588,12 +629,12 @@ def _split(
     source = iter(requests)
     chunks = iter(lambda: tuple(itertools.islice(source, batch_size)), ())
     return (
-        _part(chunk, _ids(chunk, batch_size * (number - 1) + 1), options, key, str(number))
+        _part_of_job(chunk, _ids(chunk, batch_size * (number - 1) + 1), options, key, str(number))
         for number, chunk in enumerate(chunks, 1)
     )
 
 
-def _part(
+def _part_of_job(
     requests: tuple[BatchRequest, ...],
     ids: tuple[str, ...],
     options: _Options,
@@ -603,26 +644,10 @@ def _part(
     """Return a batch of a job, with a key made of the job's key, its place and its content."""
     import uuid
 
+    key = uuid.uuid5(uuid.UUID(job_key), f"{place}:{_batch_json(ids, requests)}")
     batch = object.__new__(Batch)
-    batch._fill(requests, ids, options, job_key)
-    key = uuid.uuid5(uuid.UUID(job_key), f"{place}:{batch.to_json().decode('ascii')}")
     batch._fill(requests, ids, options, str(key))
     return batch
-
-
-def _check_number(
-    name: str,
-    value: float,
-    kind: type | tuple[type, ...],
-    low: float,
-    high: float = math.inf,
-) -> None:
-    if isinstance(value, bool) or not isinstance(value, kind):
-        expected = "a whole number" if kind is int else "a number of seconds"
-        raise TypeError(f"{name} must be {expected}, not {value!r}")
-    if not low <= value <= high:
-        limits = f"{low} or more" if high == math.inf else f"from {low} to {high}"
-        raise ValueError(f"{name} must be {limits}, not {value!r}")
 
 
 def _refuse_constant(constant: str) -> NoReturn:
@@ -632,10 +657,10 @@ def _refuse_constant(constant: str) -> NoReturn:
 _decode = json.JSONDecoder(parse_constant=_refuse_constant).decode  # json.loads without NaN
 
 
-def _parse_json(text: str | bytes, what: str) -> Any:
+def _parse_json(text: str | bytes | bytearray, what: str) -> Any:
     """Return the value of a JSON text in UTF-8. Raises ValueError that says `what` is not JSON."""
     try:
-        if isinstance(text, bytes):
+        if not isinstance(text, str):
             text = text.decode("utf-8-sig")
         return _decode(text)
     except (ValueError, RecursionError) as error:
@@ -648,7 +673,12 @@ _NO_RESPONSE = "Ecwid sent no response for this request; it may have run"
 _CONTRADICTION = "Ecwid says both that this request ran and that it did not"
 _NOT_RUN = "Ecwid did not run this request"
 _CANCELLED = "cancelled before it ran"
-_TEXT = (str, type(None))
+_DEFAULT_MESSAGES = {
+    "FAILED": "failed without a reason",
+    "UNKNOWN": _NO_RESPONSE,
+    "NOT_EXECUTED": _NOT_RUN,
+}
+_TEXT_OR_NONE = (str, type(None))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -711,9 +741,7 @@ class BatchResponse:
             return True
         if self._request is None or self._request.method == "POST":
             return False
-        return self.status == "UNKNOWN" or (
-            self.status == "FAILED" and (code == 408 or code >= 500)
-        )
+        return self.status == "UNKNOWN" or (self.status == "FAILED" and _may_have_run(code))
 
     def __repr__(self) -> str:
         words = [str(self.id), self.status]
@@ -722,6 +750,11 @@ class BatchResponse:
         if self.error_message is not None:
             words.append(self.error_message)
         return _one_line(f"<BatchResponse {' '.join(words)}", 120) + ">"
+
+
+def _may_have_run(http_status: int) -> bool:
+    """Return whether a call that was answered with this HTTP status may have run all the same."""
+    return http_status == 408 or http_status >= 500
 
 
 def _json_or_text(text: str) -> Any:
@@ -743,8 +776,12 @@ def _read_response(row: Any, clean: Callable[[str], str]) -> BatchResponse:
     id = row.get("id")
     line = row.get("httpStatusLine")
     escaped = row.get("escapedHttpBody")
-    code = row.get("httpStatusCode", row.get("httpCode"))  # the latter in the older reference
-    if not (isinstance(id, _TEXT) and isinstance(line, _TEXT) and isinstance(escaped, _TEXT)):
+    code = row.get("httpStatusCode", row.get("httpCode")) or None  # httpCode: older reference
+    if not (
+        isinstance(id, _TEXT_OR_NONE)
+        and isinstance(line, _TEXT_OR_NONE)
+        and isinstance(escaped, _TEXT_OR_NONE)
+    ):
         raise _invalid("a response in the batch status has a field that is not text")
     if not isinstance(code, (int, type(None))):
         raise _invalid("a response in the batch status has a status code that is not a number")
@@ -752,7 +789,7 @@ def _read_response(row: Any, clean: Callable[[str], str]) -> BatchResponse:
         line = clean(line)
     response = BatchResponse(
         id,
-        _believed_status(row.get("status"), code or None),
+        _believed_status(row.get("status"), code),
         code,
         line,
         _http_body=row.get("httpBody"),
@@ -790,18 +827,19 @@ def _believed_status(status: object, code: int | None) -> str:
 def _with_error(
     response: BatchResponse, status: object, clean: Callable[[str], str]
 ) -> BatchResponse:
-    """Return the response with error_message and error_code, from wherever Ecwid put them."""
+    """Return the response with error_message and error_code, from wherever Ecwid put them.
+
+    status  that of the row, which may contradict its code
+    """
     message, code = _error_fields(response.body, clean)
     message = message or response.http_status_line
     if response.status == "UNKNOWN" and status == "NOT_EXECUTED":
         message = _CONTRADICTION
-    elif not message and response.status == "NOT_EXECUTED":
-        message = _NOT_RUN
-    elif not message and response.status == "UNKNOWN":
+    elif response.status == "UNKNOWN" and status != "UNKNOWN":
         message = _NO_RESPONSE
-    return dataclasses.replace(
-        response, error_message=message or f"HTTP {response.http_status_code}", error_code=code
-    )
+    elif not message:
+        message = _DEFAULT_MESSAGES[response.status]
+    return dataclasses.replace(response, error_message=message, error_code=code)
 
 
 def _error_fields(body: Any, clean: Callable[[str], str]) -> tuple[str | None, str | None]:
@@ -830,7 +868,7 @@ class BatchStatus:
     completed_requests  how many of them are done
     responses           the responses so far, where they were asked for
 
-    Iteration, `in` and `status["000001"]` are about the responses. A status is always true.
+    Iteration, `in` and `status["000001"]` are about the responses.
     Reference: "Get batch request status", Response JSON.
     """
 
@@ -894,7 +932,9 @@ class BatchStatus:
         if not counts:
             return
         message = f"of {self.total_requests:,} requests, {', '.join(counts)}"
-        for first in itertools.islice((self.failed + self.not_executed), 1):
+        unsuccessful = self.failed + self.not_executed
+        if unsuccessful:
+            first = unsuccessful[0]
             message += f"; the first: {_name_of(first)}: {first.error_message}"
         raise BatchFailedError(message, self)
 
@@ -940,7 +980,7 @@ def _read_status(data: Any, clean: Callable[[str], str]) -> BatchStatus:
     if not isinstance(data, dict) or data.get("status") not in _STATUSES:
         raise _invalid(f"a batch status must be an object with status {' or '.join(_STATUSES)}")
     ticket = data.get("ticket")
-    if not isinstance(ticket, _TEXT):
+    if not isinstance(ticket, _TEXT_OR_NONE):
         raise _invalid("the ticket of a batch status must be text")
     rows = data.get("responses")
     if rows is None:
@@ -1021,10 +1061,11 @@ class EcwidError(Exception):
 
     tickets            of the batches that are at Ecwid, oldest first; `ticket` is the first
     deduplication_key  submit the same batch, or stream the same requests, under this key and
-                       nothing runs twice. None once that is no longer safe
+                       nothing runs twice. None once that is no longer safe, about an hour after
+                       the call began
     retry_after        seconds to wait before the next call, if Ecwid asked for a pause
-    temporary          whether the same call may succeed later; such a call was tried again for
-                       `max_retry_time` seconds before it was raised
+    temporary          whether the same call may succeed later; such a call was tried again, for
+                       up to `max_retry_time` seconds
     uncertain          whether Ecwid may have acted on the call all the same
     """
 
@@ -1147,7 +1188,7 @@ _MAX_ANSWER = 256 * 1024 * 1024  # bytes, decompressed
 class _Answer:
     """What came back from one exchange, whatever its HTTP status."""
 
-    def __init__(self, status: int, headers: Any, body: bytes) -> None:
+    def __init__(self, status: int, headers: Any, body: bytes | bytearray) -> None:
         self.status = status
         self.headers = headers
         self.body = body
@@ -1175,17 +1216,13 @@ def _exchange(
         raise TransportError(str(error), temporary=True) from None
     thread.join(seconds)
     if not outcome:
-        raise _late(seconds)
+        raise TransportError(
+            f"no complete answer within {seconds:.3g} s", temporary=True, uncertain=True
+        )
     answer = outcome[0]
     if isinstance(answer, EcwidError):
         raise answer
     return answer
-
-
-def _late(seconds: float) -> TransportError:
-    return TransportError(
-        f"no complete answer within {seconds:.3g} s", temporary=True, uncertain=True
-    )
 
 
 def _receive(
@@ -1227,7 +1264,7 @@ def _read_answer(response: Any, deadline: float) -> _Answer:
             return _Answer(status, headers, b"")  # the status and Retry-After count all the same
 
 
-def _read_body(response: Any, headers: Any, deadline: float) -> bytes:
+def _read_body(response: Any, headers: Any, deadline: float) -> bytearray:
     """Return the whole body, decompressed."""
     chunks = _chunks(response, deadline)
     if headers.get("Content-Encoding", "").lower() == "gzip":
@@ -1240,18 +1277,17 @@ def _read_body(response: Any, headers: Any, deadline: float) -> bytes:
                 f"the answer is larger than {_MAX_ANSWER:,} bytes; use a smaller batch_size",
                 uncertain=True,
             )
-    return bytes(body)
+    return body
 
 
 def _chunks(response: Any, deadline: float) -> Iterator[bytes]:
     """Yield the body as it arrives. Raises TransportError if it is cut off or late."""
     read = getattr(response, "read1", response.read)  # read() waits for all of a slow chunk
     length = getattr(response, "length", None)  # Content-Length, where there is a valid one
-    expected = math.inf if length is None else length
     received = 0
-    while received < expected:
+    while length is None or received < length:
         if time.monotonic() > deadline:  # ends the thread of a server that trickles
-            raise _late(0)
+            raise TimeoutError("the answer trickles")
         chunk = read(65536)
         if not chunk:
             break
@@ -1287,7 +1323,7 @@ def _transport_error(error: Exception) -> TransportError:
     cause: Any = getattr(error, "reason", None)
     if not isinstance(cause, Exception):
         cause = error
-    message = f"{type(cause).__name__}: {cause}"
+    message = f"{type(cause).__name__}: {re.sub('[^ /]*@', '***@', str(cause))}"  # a proxy's user
     if isinstance(cause, ssl.SSLCertVerificationError):
         return TransportError(f"{message}; check SSL_CERT_FILE and the clock of this host")
     if isinstance(cause, (socket.gaierror, ConnectionRefusedError)):
@@ -1310,26 +1346,90 @@ def _opener_for(base_url: str) -> urllib.request.OpenerDirector:
     proxies: dict[str, str] = {}
     if not _is_loopback(parts.hostname):
         proxies = urllib.request.getproxies()
-    return _shared_opener(
-        parts.scheme,
-        tuple(sorted(proxies.items())),
-        os.environ.get("SSL_CERT_FILE"),
-        os.environ.get("SSL_CERT_DIR"),
-    )
+    try:
+        return _shared_opener(
+            parts.scheme,
+            tuple(sorted(proxies.items())),
+            os.environ.get("SSL_CERT_FILE"),
+            os.environ.get("SSL_CERT_DIR"),
+        )
+    except OSError as error:
+        raise TransportError(f"cannot set up TLS: {error}; check SSL_CERT_FILE") from None
 
 
 @functools.lru_cache(maxsize=8)
 def _shared_opener(
-    scheme: str, proxies: tuple[tuple[str, str], ...], *ca_bundle: str | None
+    scheme: str,
+    proxies: tuple[tuple[str, str], ...],
+    *ca_bundle: str | None,  # for the cache only
 ) -> urllib.request.OpenerDirector:
     """Return one opener for all clients of a kind: a CA bundle takes ten calls' time to load."""
     opener = urllib.request.OpenerDirector()  # without handlers for redirects and errors
     opener.add_handler(urllib.request.ProxyHandler(dict(proxies)))
     if scheme == "https":
-        opener.add_handler(urllib.request.HTTPSHandler(context=ssl.create_default_context()))
+        opener.add_handler(_HTTPSHandler(ssl.create_default_context()))
     else:
-        opener.add_handler(urllib.request.HTTPHandler())
+        opener.add_handler(_HTTPHandler(debuglevel=0))
     return opener
+
+
+class _Age:
+    """The time since a deduplication key was first sent, or since another moment.
+
+    The larger of both clocks counts: the monotonic clock of a suspended machine stands still, and
+    the wall clock may be set back.
+    """
+
+    def __init__(self, since: float | None = None) -> None:
+        """since: a time of time.time(), where an earlier process knew it; None is now."""
+        self._monotonic = time.monotonic()
+        self.since = time.time() if since is None else since
+
+    def seconds(self) -> float:
+        return max(time.monotonic() - self._monotonic, time.time() - self.since)
+
+    def seconds_left(self) -> float:
+        """Return for how long it is still safe to submit under the key."""
+        if time.time() < self.since - _KEY_MARGIN:  # a clock was set back: the age is not known
+            return 0.0
+        return _KEY_LIFETIME - _KEY_MARGIN - self.seconds()
+
+    def key_if_safe(self, key: str) -> str | None:
+        return key if self.seconds_left() > 0 else None
+
+
+class _HTTPConnection(http.client.HTTPConnection):
+    """A connection that sends nothing if it was made too late.
+
+    The name look-up and the connection itself can take longer than the timeout, and the host can be
+    suspended meanwhile. Nobody waits for the exchange any more then, and the deduplication key of a
+    submission may have been forgotten.
+    """
+
+    def connect(self) -> None:
+        age = _Age()
+        super().connect()
+        if self.timeout is not None and age.seconds() > self.timeout:
+            self.close()
+            raise TimeoutError("connected too late to send anything")
+
+
+class _HTTPSConnection(http.client.HTTPSConnection, _HTTPConnection):
+    """The same over TLS."""
+
+
+class _HTTPHandler(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HTTPConnection, req)
+
+
+class _HTTPSHandler(urllib.request.HTTPSHandler):
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__(debuglevel=0)  # or http.client may print the token
+        self._tls = context
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HTTPSConnection, req, context=self._tls)
 
 
 def _is_loopback(host: str | None) -> bool:
@@ -1385,9 +1485,13 @@ def _timestamp(http_date: str) -> float | None:
 _BACKOFF_FIRST = 0.5  # seconds; the longest first pause before another try
 _BACKOFF_LAST = 30.0  # seconds; the longest pause that grows by doubling
 _RATE_LIMIT_PAUSE = 10.0  # seconds after a 429 without Retry-After, as in the official client
+_LONGEST_BLOCK = 86400.0  # seconds; a Retry-After beyond is taken for a mistake
+_BASE_URL = "https://app.ecwid.com/api/v3"
+_TIMEOUT = 60.0  # seconds for one exchange
+_MAX_RETRY_TIME = 120.0  # seconds
 _KEY_LIFETIME = 3600.0  # seconds; reference: "Create batch request", deduplicationKey
 _KEY_MARGIN = 60.0  # seconds; a submission may be that long on its way
-_PAGE = 100  # tickets a page; reference: "Search batch requests", limit
+_PAGE_SIZE = 100  # tickets; reference: "Search batch requests", limit
 
 _ADVICE = {
     401: "check the token",
@@ -1405,7 +1509,7 @@ class EcwidClient:
 
     store_id        a positive integer, or its digits
     token           the access token, such as "secret_..."
-    base_url        HTTPS, or HTTP to loopback, which is never asked for through a proxy
+    base_url        HTTPS, or HTTP to loopback, which never uses a proxy
     timeout         seconds for one exchange, from the name look-up to the last byte of the answer
     max_retry_time  seconds from its first failure for which a call is tried again, up to 3600.
                     Connection failures, broken answers, 408, 429 and 5XX are tried again, after
@@ -1413,7 +1517,8 @@ class EcwidClient:
     opener          a urllib.request.OpenerDirector to use instead of the built-in one, which takes
                     proxies and the CA bundle from the environment and follows no redirect
 
-    Threads can share a client: a 429 holds all of them back. A client can be pickled and copied.
+    Threads can share a client: a 429 holds all of them back. A client can be copied and pickled;
+    the pickle holds the token.
 
     Every method raises ValueError or TypeError for invalid arguments before anything is sent, and
     ApiError, RateLimitError, TransportError or InvalidResponseError if the call fails.
@@ -1424,17 +1529,21 @@ class EcwidClient:
         store_id: int | str,
         token: str,
         *,
-        base_url: str = "https://app.ecwid.com/api/v3",
-        timeout: float = 60.0,
-        max_retry_time: float = 120.0,
+        base_url: str = _BASE_URL,
+        timeout: float = _TIMEOUT,
+        max_retry_time: float = _MAX_RETRY_TIME,
         opener: urllib.request.OpenerDirector | None = None,
     ) -> None:
         if isinstance(store_id, str) and re.fullmatch("[0-9]{1,18}", store_id):
             store_id = int(store_id)
         if isinstance(store_id, bool) or not isinstance(store_id, int) or store_id < 1:
-            raise ValueError("store_id must be a positive integer such as 1003")  # maybe the token
+            raise ValueError(
+                "store_id must be a positive integer such as 1003"
+            )  # not shown: a token?
         if not isinstance(token, str) or not re.fullmatch("[!-~]+", token):
             raise ValueError("token must be visible ASCII without spaces (it is not shown here)")
+        if opener is not None and not hasattr(opener, "open"):
+            raise TypeError("opener must be a urllib.request.OpenerDirector")
         _check_base_url(base_url)
         _check_number("timeout", timeout, (int, float), 0.001, 86400)
         _check_number("max_retry_time", max_retry_time, (int, float), 0, _KEY_LIFETIME)
@@ -1453,32 +1562,34 @@ class EcwidClient:
         store_id: int | str | None = None,
         token: str | None = None,
         base_url: str | None = None,
-        timeout: float = 60.0,
-        max_retry_time: float = 120.0,
+        timeout: float = _TIMEOUT,
+        max_retry_time: float = _MAX_RETRY_TIME,
         opener: urllib.request.OpenerDirector | None = None,
     ) -> EcwidClient:
         """Return a client for ECWID_STORE_ID, ECWID_TOKEN and ECWID_BASE_URL, which is optional.
 
         An argument takes precedence over its variable. Raises ValueError if one is missing.
         """
-        store_id = store_id or os.environ.get("ECWID_STORE_ID")
-        token = token or os.environ.get("ECWID_TOKEN")
-        base_url = base_url or os.environ.get("ECWID_BASE_URL")
-        if not store_id:
-            raise ValueError("set ECWID_STORE_ID in the environment")
-        if not token:
-            raise ValueError("set ECWID_TOKEN in the environment")
+        if store_id is None:
+            store_id = _variable("ECWID_STORE_ID")
+        if token is None:
+            token = _variable("ECWID_TOKEN")
+        if base_url is None:
+            base_url = os.environ.get("ECWID_BASE_URL")
         return cls(
             store_id,
             token,
-            base_url=base_url or "https://app.ecwid.com/api/v3",
+            base_url=base_url or _BASE_URL,
             timeout=timeout,
             max_retry_time=max_retry_time,
             opener=opener,
         )
 
     def __repr__(self) -> str:
-        return f"EcwidClient(store_id={self.store_id}, base_url={self.base_url!r})"
+        fields = vars(self)  # which may be empty: in the traceback of a wrong argument
+        return (
+            f"EcwidClient(store_id={fields.get('store_id')}, base_url={fields.get('base_url')!r})"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_blocked_until": -math.inf}  # monotonic time is this host's
@@ -1488,7 +1599,8 @@ class EcwidClient:
 
         Reference: "Create batch request".
         """
-        return self._submit(batch, math.inf, _KeyAge())
+        _check_batch(batch)
+        return self._submit(batch, math.inf, batch._key_age())
 
     def status(self, ticket: str, *, responses: bool = True) -> BatchStatus:
         """Return how far a batch is, with or without the responses so far.
@@ -1496,7 +1608,7 @@ class EcwidClient:
         Reference: "Get batch request status".
         """
         try:
-            return self._status(ticket, responses, math.inf)
+            return self._status(ticket, math.inf, responses=responses)
         except EcwidError as error:
             error.tickets = (ticket,)
             raise
@@ -1514,14 +1626,20 @@ class EcwidClient:
         batch        the batch of the ticket: each of its requests then gets exactly one response,
                      in their order. Without it the responses are those that Ecwid sends, and their
                      `request` is not known
-        timeout      seconds after which BatchTimeoutError is raised; None waits as long as it takes
+        timeout      seconds after which BatchTimeoutError is raised; None waits without an end. A
+                     pause that Ecwid asks for and that does not fit is raised at once
         on_progress  function that is called with the status after every look at the batch
         """
+
+        _check_text("ticket", ticket)
+        _check_on_progress(on_progress)
+        if batch is not None:
+            _check_batch(batch)
 
         def resume(error: EcwidError) -> None:
             _add_ticket(error, ticket)
 
-        return self._follow(_Following(ticket, batch, resume), _deadline(timeout), on_progress)
+        return self._follow(ticket, batch, _deadline(timeout), on_progress, resume)
 
     def run(
         self, batch: Batch, *, timeout: float | None = None, on_progress: OnProgress = None
@@ -1533,20 +1651,22 @@ class EcwidClient:
         while using it is safe.
         """
         deadline = _deadline(timeout)
-        age = _KeyAge()
+        _check_batch(batch)
+        _check_on_progress(on_progress)
+        age = batch._key_age()
         ticket = self._submit(batch, deadline, age)
 
         def resume(error: EcwidError) -> None:
             _add_ticket(error, ticket)
             error.deduplication_key = age.key_if_safe(batch.deduplication_key)
 
-        return self._follow(_Following(ticket, batch, resume), deadline, on_progress)
+        return self._follow(ticket, batch, deadline, on_progress, resume)
 
     def stream(
         self,
         requests: Iterable[BatchRequest],
         *,
-        journal: Path | None = None,
+        journal: FilePath | None = None,
         batch_size: int = _MAX_REQUESTS,
         retry: int = 0,
         timeout: float | None = None,
@@ -1577,7 +1697,8 @@ class EcwidClient:
 
         An error carries the tickets of the batches whose responses are still to come. An error
         that `requests` or `on_progress` raises passes unchanged. Raises ValueError for a journal
-        that is not one, belongs to another job or is in use.
+        that is not one, belongs to another job or is in use, and OSError if it cannot be opened. It
+        is locked from this call until the iterator ends or is closed.
         """
         options = _Options(allow_parallel_mode, stop_on_first_failure, group_id)
         job = _Job(
@@ -1625,6 +1746,8 @@ class EcwidClient:
     def find(self, status: str) -> Iterator[str]:
         """Return an iterator of the tickets of all batches that have the status.
 
+        The tickets come in pages. A batch whose status changes between two pages may be left out.
+
         Reference: "Search batch requests".
         """
         if status not in _STATUSES:
@@ -1635,7 +1758,7 @@ class EcwidClient:
         seen: set[str] = set()
         offset = 0
         while True:
-            query = {"status": status, "offset": str(offset), "limit": str(_PAGE)}
+            query = {"status": status, "offset": str(offset), "limit": str(_PAGE_SIZE)}
             page = self._call("GET", "/batch", query, _read_tickets)
             new = [ticket for ticket in page if ticket not in seen]
             if not new:
@@ -1646,9 +1769,7 @@ class EcwidClient:
 
     # From here on a deadline is a time of time.monotonic(), math.inf for none.
 
-    def _submit(self, batch: Batch, deadline: float, age: _KeyAge) -> str:
-        if not isinstance(batch, Batch):
-            raise TypeError(f"batch must be a Batch, not {type(batch).__name__}")
+    def _submit(self, batch: Batch, deadline: float, age: _Age) -> str:
         try:
             return self._call(
                 "POST",
@@ -1663,7 +1784,7 @@ class EcwidClient:
             error.deduplication_key = age.key_if_safe(batch.deduplication_key)
             raise
 
-    def _status(self, ticket: str, responses: bool, deadline: float) -> BatchStatus:
+    def _status(self, ticket: str, deadline: float, *, responses: bool) -> BatchStatus:
         _check_text("ticket", ticket)
         query = {"ticket": ticket}
         if responses:
@@ -1671,26 +1792,41 @@ class EcwidClient:
         status = self._call(
             "GET", "/batch", query, lambda data: _read_status(data, self._clean), deadline=deadline
         )
-        if not responses:  # the older reference sends them all the same
+        if not responses:  # by the older reference Ecwid sends them all the same
             return dataclasses.replace(status, ticket=ticket, responses=())
         return dataclasses.replace(status, ticket=ticket)
 
     def _follow(
-        self, following: _Following, deadline: float, on_progress: OnProgress
+        self,
+        ticket: str,
+        batch: Batch | None,
+        deadline: float,
+        on_progress: OnProgress,
+        resume: Callable[[EcwidError], None],
     ) -> BatchStatus:
-        """Poll a batch until it is done, most often near its estimated end."""
+        """Poll a batch until it is done, most often near its estimated end.
+
+        resume  adds to an error what is needed to resume
+        """
         begun = time.monotonic()
         idle_until = begun  # when nothing was completed yet
-        look_took = 0.0  # seconds, at the best
+        fastest_look: float | None = None  # seconds
         remaining = math.inf  # seconds until the estimated end
+        last: BatchStatus | None = None
         while True:
             now = time.monotonic()
             pause = _next_pause(now - begun, remaining)
-            time.sleep(_pause_before(deadline - now, pause, look_took))
+            time.sleep(_fitting_pause(pause, deadline - now, fastest_look))
             asked = time.monotonic()
-            status = self._look(following, deadline)
+            try:
+                last = self._status(ticket, deadline, responses=False)
+                status = self._finished(last, batch, deadline) if last.done else last
+            except EcwidError as error:
+                _add_progress(error, last)
+                resume(error)
+                raise
             now = time.monotonic()
-            look_took = min(look_took or math.inf, now - asked)
+            fastest_look = min(fastest_look or math.inf, now - asked)
             if on_progress is not None:
                 on_progress(status)
             if status.done:
@@ -1701,27 +1837,16 @@ class EcwidClient:
             else:
                 idle_until = now
 
-    def _look(self, following: _Following, deadline: float) -> BatchStatus:
-        """Return the light status of a batch or, once it is done, the whole one."""
-        try:
-            status = self._status(following.ticket, False, deadline)
-            following.last = status
-            if not status.done:
-                return status
-            return self._finished(following, deadline)
-        except EcwidError as error:
-            following.annotate(error)
-            raise
-
-    def _finished(self, following: _Following, deadline: float) -> BatchStatus:
+    def _finished(self, light: BatchStatus, batch: Batch | None, deadline: float) -> BatchStatus:
         """Return the status of a batch that is done, with its responses."""
-        status = self._status(following.ticket, True, deadline)
+        ticket = str(light.ticket)
+        status = self._status(ticket, deadline, responses=True)
         if len(status.responses) < status.completed_requests and time.monotonic() + 1 < deadline:
-            time.sleep(1)  # rows are missing: believe that at a second look only
-            status = self._status(following.ticket, True, deadline)
-        if following.batch is None:
+            time.sleep(1)  # ask once more before believing that rows are missing
+            status = self._status(ticket, deadline, responses=True)
+        if batch is None:
             return status
-        return status._matched_to(following.batch)
+        return status._matched_to(batch)
 
     def _call(
         self,
@@ -1732,7 +1857,7 @@ class EcwidClient:
         *,
         deadline: float = math.inf,
         body: bytes | None = None,
-        key_age: _KeyAge | None = None,
+        key_age: _Age | None = None,
     ) -> T:
         """Return what `read` makes of the JSON that answers a call.
 
@@ -1759,22 +1884,27 @@ class EcwidClient:
         if blocked > 0:
             raise _rate_limited("not sent, since an earlier call met a 429", blocked)
         request = self._request(method, path, query, body)
-        opener = self.opener
-        if opener is None:  # made here, since a TLS context made in an abandoned thread can crash
-            opener = _opener_for(self.base_url)
         begun = time.monotonic()
         outcome = "no answer"
         try:
+            opener = self.opener
+            if (
+                opener is None
+            ):  # not in the exchange's thread, where an abandoned TLS context crashes
+                opener = _opener_for(self.base_url)
             answer = _exchange(opener, request, seconds)
             outcome = f"{answer.status}, {len(answer.body)} bytes"
-        except TransportError as error:  # in the words of others
+        except TransportError as error:  # which may quote the token
             error.args = (self._clean(str(error.args[0])),)
             raise
         finally:
             milliseconds = 1000 * (time.monotonic() - begun)
             _logger().debug("%s %s: %s, %.0f ms", method, path, outcome, milliseconds)
         if not 200 <= answer.status < 300:
-            raise self._error_of(answer)
+            refusal = self._error_of(answer)
+            if isinstance(refusal, RateLimitError):
+                self._block(refusal.retry_after or 0.0)
+            raise refusal
         try:
             return _parse_json(answer.body, "the answer")
         except ValueError as error:
@@ -1785,7 +1915,7 @@ class EcwidClient:
     ) -> urllib.request.Request:
         url = f"{self.base_url}/{self.store_id}{path}"
         if query:
-            url += "?" + urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
+            url += f"?{_query_text(query)}"
         headers = {
             "Accept": "application/json",
             "Accept-Encoding": "gzip",
@@ -1821,7 +1951,6 @@ class EcwidClient:
         if status == 429:
             if pause is None:
                 pause = _RATE_LIMIT_PAUSE
-            self._block(pause)
             return _rate_limited(text, pause, code, message)
         if pause is not None:
             text += f"; retry after {pause:g} s"
@@ -1832,18 +1961,29 @@ class EcwidClient:
             message=message,
             retry_after=pause,
             temporary=_is_temporary(status),
-            uncertain=status == 408 or status >= 500,
+            uncertain=_may_have_run(status),
         )
 
     def _block(self, seconds: float) -> None:
         """Hold back every thread of this client."""
-        until = time.monotonic() + seconds
+        until = time.monotonic() + min(seconds, _LONGEST_BLOCK)
         with _block_lock:
             self._blocked_until = max(self._blocked_until, until)
 
     def _clean(self, text: str) -> str:
         """Return text from outside as one short line, with the token masked."""
         return _one_line(text.replace(self.token, "***"))
+
+
+def _query_text(query: dict[str, str]) -> str:
+    return urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
+
+
+def _variable(name: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        raise ValueError(f"set {name} in the environment")
+    return value
 
 
 def _rate_limited(
@@ -1859,36 +1999,11 @@ def _rate_limited(
     )
 
 
-class _KeyAge:
-    """The time since a deduplication key was first sent.
-
-    The larger of both clocks counts: the monotonic clock of a suspended machine stands still, and
-    the wall clock may be set back.
-    """
-
-    def __init__(self, since: float | None = None) -> None:
-        """since: time.time() of the first submission, where an earlier process made it."""
-        self._monotonic = time.monotonic()
-        self.since = time.time() if since is None else since
-
-    def seconds(self) -> float:
-        return max(time.monotonic() - self._monotonic, time.time() - self.since)
-
-    def seconds_left(self) -> float:
-        """Return for how long it is still safe to submit under the key."""
-        if time.time() < self.since - _KEY_MARGIN:  # a clock was set back: the age is not known
-            return 0.0
-        return _KEY_LIFETIME - _KEY_MARGIN - self.seconds()
-
-    def key_if_safe(self, key: str) -> str | None:
-        return key if self.seconds_left() > 0 else None
-
-
 class _Retries:
     """The one rule for retries, applied to one call."""
 
     def __init__(
-        self, name: str, max_retry_time: float, deadline: float, key_age: _KeyAge | None
+        self, name: str, max_retry_time: float, deadline: float, key_age: _Age | None
     ) -> None:
         self._name = name
         self._max_retry_time = max_retry_time
@@ -1912,7 +2027,7 @@ class _Retries:
         return min(left, timeout)
 
     def pause_after(self, error: EcwidError) -> float:
-        """Return the seconds to wait before the next try. Raises the error if there is none."""
+        """Return the seconds to wait before the next try. Raises `error` if there is to be none."""
         now = time.monotonic()
         self._attempt += 1
         self._give_up_at = min(self._give_up_at, now + self._max_retry_time)
@@ -1941,31 +2056,15 @@ class _Retries:
 
 def _backoff(attempt: int) -> float:
     """Return a pause in seconds: exponential with full jitter."""
-    return random.uniform(0, min(_BACKOFF_LAST, _BACKOFF_FIRST * 2 ** min(attempt - 1, 9)))
+    return random.uniform(0, min(_BACKOFF_LAST, _BACKOFF_FIRST * 2 ** min(attempt - 1, 10)))
 
 
-class _Following:
-    """A batch that is waited for.
-
-    resume  adds to an error what is needed to resume
-    """
-
-    def __init__(
-        self, ticket: str, batch: Batch | None, resume: Callable[[EcwidError], None]
-    ) -> None:
-        self.ticket = ticket
-        self.batch = batch
-        self.resume = resume
-        self.last: BatchStatus | None = None
-
-    def annotate(self, error: EcwidError) -> None:
-        """Complete an error on its way out."""
-        if isinstance(error, BatchTimeoutError):
-            error.last_status = self.last
-            if self.last is not None:
-                counts = f"{self.last.completed_requests:,} of {self.last.total_requests:,}"
-                error.args = (f"{error.args[0]}; {counts} done",)
-        self.resume(error)
+def _add_progress(error: EcwidError, last: BatchStatus | None) -> None:
+    """Add to a timeout how far the batch was when it was last seen."""
+    if isinstance(error, BatchTimeoutError) and last is not None:
+        error.last_status = last
+        counts = f"{last.completed_requests:,} of {last.total_requests:,}"
+        error.args = (f"{error.args[0]}; {counts} done",)
 
 
 def _add_ticket(error: EcwidError, ticket: str) -> None:
@@ -1991,22 +2090,32 @@ def _next_pause(waited: float, remaining: float) -> float:
 _LOOKS_RESERVED = 2.5  # durations of a look: one more, the one with the responses, a margin
 
 
-def _pause_before(left: float, pause: float, look_took: float) -> float:
+def _fitting_pause(pause: float, left: float, fastest_look: float | None) -> float:
     """Return the pause, cut so that the last look and its responses fit into what is left.
 
-    All figures are seconds. Where the reserve is larger than what is left, because looks take long
-    just now, the rest is divided, so that looks go on until the time is over.
+    All figures are seconds. Where the reserve is larger than what is left, or is not known yet, the
+    rest is divided, so that looks go on until the time is over.
     """
-    latest = max(left - _LOOKS_RESERVED * look_took, left / 4, 0.0)
-    if look_took == 0.0:  # the first look, whose duration is not known yet
-        latest = max(left / 4, 0.0)
+    latest = max(left / 4, 0.0)
+    if fastest_look is not None:
+        latest = max(latest, left - _LOOKS_RESERVED * fastest_look)
     return min(pause, latest)
+
+
+def _check_batch(batch: object) -> None:
+    if not isinstance(batch, Batch):
+        raise TypeError(f"batch must be a Batch, not {type(batch).__name__}")
+
+
+def _check_on_progress(on_progress: object) -> None:
+    if on_progress is not None and not callable(on_progress):
+        raise TypeError(f"on_progress must be a function, not {type(on_progress).__name__}")
 
 
 def _deadline(timeout: float | None) -> float:
     if timeout is None:
         return math.inf
-    _check_number("timeout", timeout, (int, float), -math.inf)  # at most 0: the time is over
+    _check_number("timeout", timeout, (int, float), -math.inf)  # 0 or less has expired already
     return time.monotonic() + max(-1e9, min(timeout, 1e9))
 
 
@@ -2071,7 +2180,7 @@ _AFTER_MISSING = (
 
 
 class _Submission:
-    """A batch of a job, from its submission until its responses have been yielded."""
+    """A batch of a job, from just before its submission until its responses have been yielded."""
 
     def __init__(self, number: int, batch: Batch) -> None:
         self.number = number
@@ -2101,16 +2210,18 @@ class _Job:
         requests: Iterable[BatchRequest],
         options: _Options,
         *,
-        journal: Path | None,
+        journal: FilePath | None,
         batch_size: int,
         retry: int,
         deadline: float,
         on_progress: OnProgress,
         deduplication_key: str | None,
     ) -> None:
+        _check_on_progress(on_progress)
         _check_number("retry", retry, int, 0)
         _check_number("batch_size", batch_size, int, 1, _MAX_REQUESTS)
-        given_key = None if deduplication_key is None else _checked_key(deduplication_key)
+        if deduplication_key is not None:
+            deduplication_key = _checked_key(deduplication_key)
         self.client = client
         self.requests = iter(requests)
         self.options = options
@@ -2123,30 +2234,31 @@ class _Job:
             {
                 "journal": _JOURNAL,
                 "store": client.store_id,
-                "key": given_key,
+                "key": deduplication_key,
                 "batchSize": batch_size,
-                "stopOnFirstFailure": options.stops,
+                "stopOnFirstFailure": options.stops_on_failure,
             }
         )
-        self.key_age: _KeyAge | None = None  # since the first submission of the job
+        self.key_is_new = deduplication_key is None or journal is not None
+        self.key_age: _Age | None = None  # since the first submission of the job
         self.submitted = 0  # requests that were, or may have been, submitted
-        self.unanswered = False  # whether it is not known if the last submission was made
-        self.at_ecwid: list[_Submission] = []
+        self.undelivered: list[_Submission] = []
         self.stop_reason: str | None = None
         self.input_error: Exception | None = None
         self.failure: EcwidError | None = None  # that ended the job
+        self.can_go_on = True  # by the same call
         self.ended = False
 
     @property
     def tickets(self) -> tuple[str, ...]:
         """Those of the batches whose responses have not been yielded, oldest first."""
-        return tuple(ticket for submission in self.at_ecwid for ticket in submission.tickets)
+        return tuple(ticket for submission in self.undelivered for ticket in submission.tickets)
 
     def responses(self) -> Iterator[BatchResponse]:
         """Yield the response of every request of the job."""
         batches = self._batches()
         try:
-            if self.options.stops:
+            if self.options.stops_on_failure:
                 yield from self._one_after_another(batches)
             else:
                 yield from self._sliding_window(batches)
@@ -2187,48 +2299,48 @@ class _Job:
             yield _Submission(number, batch)
 
     def _one_after_another(self, batches: Iterator[Batch]) -> Iterator[BatchResponse]:
-        """Submit a batch when the one before has finished."""
+        """Submit a batch when all requests of the one before have succeeded."""
         for submission in self._to_submit(batches):
             self._submit(submission)
-            yield from self._hand_over(submission, self._finish(submission))
+            responses = self._finish(submission)
+            yield from self._deliver(submission, responses)
 
     def _sliding_window(self, batches: Iterator[Batch]) -> Iterator[BatchResponse]:
-        """Keep two batches at Ecwid. When the window is full, finish the oldest; submit the next;
-        only then yield, so that Ecwid has work while the caller works."""
+        """Keep two batches at Ecwid.
+
+        When the window is full, finish the oldest; submit the next; only then yield the responses
+        of the oldest, so that Ecwid has work while the caller works.
+        """
         window: collections.deque[_Submission] = collections.deque()
-        ready: Iterator[BatchResponse] = iter(())
+        finished: Iterator[BatchResponse] = iter(())
         failure: Exception | None = None
         for submission in self._to_submit(batches):
-            try:
-                self._submit(submission)
-            except (EcwidError, ValueError) as error:  # the latter: not what the journal has
-                failure = error
+            failure = self._try_to_submit(submission)
+            if failure is not None:
                 break
             window.append(submission)
-            yield from ready
-            ready = iter(())
-            if len(window) >= self._room(submission):
+            yield from finished
+            finished = iter(())
+            if len(window) >= self._window_size(submission):
                 oldest = window.popleft()
-                ready = self._hand_over(oldest, self._finish(oldest))
-        yield from ready
-        if isinstance(failure, EcwidError):
-            failure.tickets = self.tickets
+                finished = self._deliver(oldest, self._finish(oldest))
+        yield from finished
         if failure is not None:
-            raise failure
+            raise self._with_tickets(failure)
         while window:
             oldest = window.popleft()
-            yield from self._hand_over(oldest, self._finish(oldest))
+            yield from self._deliver(oldest, self._finish(oldest))
 
-    def _room(self, submission: _Submission) -> int:
-        """Return the size of the window: what the journal has is finished before anything new."""
+    def _window_size(self, submission: _Submission) -> int:
+        """Return how many batches may be there: what the journal has is finished one by one."""
         return 1 if self.journal.has(submission.number) else _WINDOW
 
-    def _hand_over(
+    def _deliver(
         self, submission: _Submission, responses: tuple[BatchResponse, ...]
     ) -> Iterator[BatchResponse]:
-        """Yield the responses of a batch, which then is nobody's concern any more."""
+        """Yield the responses of a batch, then forget the batch."""
         yield from responses
-        self.at_ecwid.remove(submission)
+        self.undelivered.remove(submission)
 
     def _not_submitted(self, batches: Iterator[Batch]) -> Iterator[BatchResponse]:
         """Yield a response for every request that is left over when the job was stopped."""
@@ -2243,70 +2355,93 @@ class _Job:
                 )
 
     def _submit(self, submission: _Submission) -> None:
-        self.at_ecwid.append(submission)
+        self.undelivered.append(submission)
         self._submit_part(submission, submission.batch, 0)
 
-    def _submit_part(self, submission: _Submission, batch: Batch, attempt: int) -> None:
-        """Submit a batch, or a part of it that is run again, unless the journal has its ticket."""
+    def _try_to_submit(self, submission: _Submission) -> Exception | None:
+        """Submit a batch; return the error that ends the job, if there is one."""
         try:
-            record = self.journal.record(submission.number, attempt)
-            if record is not None:
-                self._check_record(record, submission, batch)
-            ticket = None if record is None else record.ticket
-            if ticket is None:
-                ticket = self._new_ticket(submission, batch, attempt, record)
-            submission.tickets.append(ticket)
-            if record is None or record.ticket is None:
-                self.journal.add_ticket(submission.number, attempt, ticket)
+            self._submit(submission)
+        except (EcwidError, _OtherInput) as error:
+            return error
+        return None
+
+    def _with_tickets(self, failure: Exception) -> Exception:
+        """Return an error with the tickets of the batches that are still to be delivered."""
+        if isinstance(failure, EcwidError):
+            failure.tickets = self.tickets
+        return failure
+
+    def _submit_part(self, submission: _Submission, batch: Batch, attempt: int) -> None:
+        """Submit a batch, or a part of it that is run again, unless an earlier run has done so."""
+        record = self.journal.record(submission.number, attempt)
+        try:
+            if record is None:
+                self._submit_new(submission, batch, attempt)
+            else:
+                self._resume(submission, batch, attempt, record)
         except EcwidError as error:
             self._annotate(submission, error)
             raise
 
-    def _check_record(self, record: _Record, submission: _Submission, batch: Batch) -> None:
-        """Raise an error if the batch is another than the journal's, or its outcome is lost."""
-        age = _KeyAge(record.time)
-        self.key_age = self.key_age or age
-        self.submitted = self._place(submission.number, len(submission.batch))
-        if record.key != batch.deduplication_key:
-            raise _OtherInput(
-                f"{self._range(submission)} differ from those that the journal "
-                f"{self.journal.path} has; use the input that the job began with, or a new journal",
-                self._place(submission.number, 1),
-                self._place(submission.number, len(submission.batch)),
-            )
-        if record.ticket is None and age.seconds_left() <= 0:
-            some = f"{len(batch):,} of " if record.ids else ""
-            raise EcwidError(
-                f"{some}{self._range(submission)} may have run: they were being submitted at "
-                f"{_iso(record.time)}, when the job ended, and Ecwid has forgotten their key. Look "
-                f"at the shop: if they did not run, delete line {record.line} of the journal "
-                f"{self.journal.path} and go on; if they did, run what follows them as a new job",
-                uncertain=True,
-            )
-
-    def _new_ticket(
-        self, submission: _Submission, batch: Batch, attempt: int, record: _Record | None
-    ) -> str:
-        """Submit a batch, for the first time or as an earlier run of the job was about to."""
-        if record is None:
-            age = _KeyAge()
-            self.journal.add_submission(submission.number, attempt, batch, age.since)
-        else:
-            age = _KeyAge(record.time)
-        submitted = self.submitted
-        self.key_age = self.key_age or age
-        self.submitted = self._place(submission.number, len(submission.batch))
-        self.unanswered = True
+    def _submit_new(self, submission: _Submission, batch: Batch, attempt: int) -> None:
+        age = _Age()
+        before = self.submitted
+        self.journal.add_submission(submission.number, attempt, batch, age.since)
+        self._note_submission(submission, age)
         try:
             ticket = self.client._submit(batch, self.deadline, age)
         except EcwidError as error:
-            if record is None and not error.uncertain:  # Ecwid did not take it
-                self.unanswered = False
-                self.submitted = submitted
+            if not error.uncertain:  # Ecwid did not take the batch
+                self.submitted = before
                 self.journal.add_refusal(submission.number, attempt)
             raise
-        self.unanswered = False
-        return ticket
+        submission.tickets.append(ticket)
+        self.journal.add_ticket(submission.number, attempt, ticket)
+
+    def _resume(self, submission: _Submission, batch: Batch, attempt: int, record: _Record) -> None:
+        """Take the ticket of a batch from the journal, or finish its submission.
+
+        Raises _OtherInput if the journal's batch is another.
+        """
+        if record.key != batch.deduplication_key:
+            raise self._other_input(submission)
+        age = _Age(record.time)
+        self._note_submission(submission, age)
+        if record.ticket is not None:
+            submission.tickets.append(record.ticket)
+            return
+        if age.seconds_left() <= 0:
+            self.can_go_on = False
+            raise self._lost(submission, batch, record)
+        ticket = self.client._submit(batch, self.deadline, age)
+        submission.tickets.append(ticket)
+        self.journal.add_ticket(submission.number, attempt, ticket)
+
+    def _note_submission(self, submission: _Submission, age: _Age) -> None:
+        """Take note that the batch is, or may be, at Ecwid."""
+        place = self._place(submission.number, len(submission.batch))
+        self.submitted = max(self.submitted, place)
+        self.key_age = self.key_age or age
+
+    def _other_input(self, submission: _Submission) -> _OtherInput:
+        return _OtherInput(
+            f"{self._range(submission)} differ from those that the journal {self.journal.path} "
+            "has; use the input that the job began with, or a new journal",
+            self._place(submission.number, 1),
+            self._place(submission.number, len(submission.batch)),
+        )
+
+    def _lost(self, submission: _Submission, batch: Batch, record: _Record) -> EcwidError:
+        """Return the error of a submission of which nobody knows whether Ecwid took it."""
+        some = f"{len(batch):,} of " if record.ids else ""
+        return EcwidError(
+            f"{some}{self._range(submission)} may have run: they were being submitted at "
+            f"{_iso(record.time)}, when the job ended, and Ecwid has forgotten their key. Look at "
+            f"the shop: if they did not run, delete line {record.line} of the journal "
+            f"{self.journal.path} and go on; if they did, run what follows them as a new job",
+            uncertain=True,
+        )
 
     def _finish(self, submission: _Submission) -> tuple[BatchResponse, ...]:
         """Follow a batch to its end, run again what is to be repeated; return all responses."""
@@ -2316,7 +2451,7 @@ class _Job:
             if not ids:
                 break
             time.sleep(min(_backoff(attempt), max(0.0, self.deadline - time.monotonic())))
-            part = self._part(submission, attempt, ids)
+            part = self._retry_batch(submission, attempt, ids)
             self._submit_part(submission, part, attempt)
             repeated = {response.id: response for response in self._outcome(submission, part)}
             responses = tuple(repeated.get(response.id, response) for response in responses)
@@ -2326,9 +2461,14 @@ class _Job:
         return responses
 
     def _outcome(self, submission: _Submission, batch: Batch) -> tuple[BatchResponse, ...]:
-        resume = functools.partial(self._annotate, submission)
-        following = _Following(submission.tickets[-1], batch, resume)
-        return self.client._follow(following, self.deadline, self.on_progress).responses
+        """Follow a batch, or a part of it, to its end; return its responses."""
+        return self.client._follow(
+            submission.tickets[-1],
+            batch,
+            self.deadline,
+            self.on_progress,
+            functools.partial(self._annotate, submission),
+        ).responses
 
     def _ids_to_repeat(
         self, number: int, attempt: int, responses: tuple[BatchResponse, ...]
@@ -2341,11 +2481,13 @@ class _Job:
             return ()
         return _repeatable_ids(responses, self.options)
 
-    def _part(self, submission: _Submission, attempt: int, ids: tuple[str, ...]) -> Batch:
+    def _retry_batch(self, submission: _Submission, attempt: int, ids: tuple[str, ...]) -> Batch:
         """Return a batch of those requests of another that have the ids."""
         batch = submission.batch
         requests = dict(zip(batch.ids, batch.requests))
-        return _part(
+        if not requests.keys() >= set(ids):  # by a journal that somebody has changed
+            raise self._other_input(submission)
+        return _part_of_job(
             tuple(requests[id] for id in ids),
             ids,
             self.options,
@@ -2369,6 +2511,7 @@ class _Job:
         if self.key_age is None or self.key_age.seconds_left() > 0:
             error.deduplication_key = self.key
         if isinstance(error, ApiError) and error.http_status == 404 and submission.tickets:
+            self.can_go_on = False
             error.args = (
                 f"{error.args[0]}; Ecwid does not know the ticket of "
                 f"{self._range(submission)} any more: look at the shop",
@@ -2379,16 +2522,16 @@ class _Job:
         """Return what a caller is to do after an error or an interruption."""
         if self.journal.path is not None:
             return "to go on, make the same call with the same journal"
-        if self.key_age is not None and self.key_age.seconds_left() > 0:
-            minutes = int(self.key_age.seconds_left() / 60)
+        left = 0.0 if self.key_age is None else self.key_age.seconds_left()
+        if left <= 0:
             return (
-                f"to go on within {minutes} minutes, stream the same requests with "
-                f"deduplication_key={self.key!r}"
+                "it is too late to stream the same requests again: wait for the tickets, and "
+                f"stream the rest, from request {self.submitted + 1:,} on, as a new job"
             )
-        return (
-            "it is too late to stream the same requests again: wait for the tickets, and stream "
-            f"the rest, from request {self.submitted + 1:,} on, as a new job"
-        )
+        limit = f"within {int(left / 60)} minutes"
+        if not self.key_is_new:  # and perhaps of an earlier run
+            limit = "less than an hour after the job first began"
+        return f"to go on, {limit}, stream the same requests with deduplication_key={self.key!r}"
 
 
 def _watched(job: _Job) -> Generator[BatchResponse, None, None]:
@@ -2396,11 +2539,12 @@ def _watched(job: _Job) -> Generator[BatchResponse, None, None]:
     try:
         yield from job.responses()
     except EcwidError as error:
-        if error is job.failure and job.submitted:  # and not one of the caller's own functions
+        own = error is job.failure  # and not one of the caller's own functions
+        if own and job.submitted and job.can_go_on:
             error.args = (f"{error.args[0]}; {job.how_to_go_on()}",)
         raise
     finally:
-        if job.submitted and not job.ended:
+        if job.submitted and not job.ended and job.can_go_on:
             tickets = ", ".join(job.tickets) or "none"
             _logger().warning(
                 "the stream was left before its end; tickets at Ecwid: %s; %s",
@@ -2412,13 +2556,13 @@ def _watched(job: _Job) -> Generator[BatchResponse, None, None]:
 def _stop_reason(responses: tuple[BatchResponse, ...], options: _Options) -> str | None:
     """Return why nothing more may be submitted after a batch with these responses, or None."""
     statuses = {response.status for response in responses}
-    if options.stops and "FAILED" in statuses:
+    if options.stops_on_failure and "FAILED" in statuses:
         return _AFTER_FAILURE
-    if options.stops and "UNKNOWN" in statuses:
+    if options.stops_on_failure and "UNKNOWN" in statuses:
         return _AFTER_UNKNOWN
     if "NOT_EXECUTED" in statuses:
         return _AFTER_CANCEL
-    if _is_cancelled(responses, options):
+    if "UNKNOWN" in statuses and options.group_id is not None:  # only a group can be cancelled
         return _AFTER_MISSING
     return None
 
@@ -2433,9 +2577,9 @@ def _repeatable_ids(responses: tuple[BatchResponse, ...], options: _Options) -> 
         return ()
     failed = [response for response in responses if response.status in ("FAILED", "UNKNOWN")]
     repeatable = [response for response in failed if response.retryable]
-    if options.stops and len(repeatable) < len(failed):
+    if options.stops_on_failure and len(repeatable) < len(failed):
         return ()
-    if options.stops and failed:
+    if options.stops_on_failure and failed:
         repeatable = [response for response in responses if not response.ok]
     return tuple(str(response.id) for response in repeatable)
 
@@ -2447,7 +2591,9 @@ def _is_cancelled(responses: tuple[BatchResponse, ...], options: _Options) -> bo
         return True
     if options.group_id is not None and "UNKNOWN" in statuses:  # only a group can be cancelled
         return True
-    return "NOT_EXECUTED" in statuses and not (options.stops and statuses & {"FAILED", "UNKNOWN"})
+    return "NOT_EXECUTED" in statuses and not (
+        options.stops_on_failure and statuses & {"FAILED", "UNKNOWN"}
+    )
 
 
 # --- The journal ----------------------------------------------------------------------------------
@@ -2483,12 +2629,14 @@ class _Journal:
     size, its deduplication key and the time; after it a line with the ticket, or with "refused" if
     Ecwid surely did not take the batch. Attempt 0 is the batch itself; what `retry` runs again is
     attempt 1, 2, ... with the "ids" of its requests. Each line is on the disk before the next step
-    is taken. While the file is open, it is locked by the operating system.
+    is taken. While the file is open, it is locked by the operating system. The hour of a key is
+    measured by the clock of the host. A journal is for one job in one place: a copy of it that goes
+    on as well runs the rest of the job twice.
 
     Without a path nothing is recorded.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: FilePath | None) -> None:
         self.path: str | None = None
         self._file: IO[bytes] | None = None
         self._records: dict[tuple[int, int], _Record] = {}
@@ -2497,7 +2645,7 @@ class _Journal:
         if path is None:
             return
         self.path = os.fsdecode(path)
-        self._file = open(self.path, "a+b")  # noqa: SIM115
+        self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
         try:
             self._lock(self._file)
             self._read(self._file)
@@ -2507,6 +2655,8 @@ class _Journal:
 
     def begin(self, job: dict[str, Any]) -> str:
         """Begin a new journal, or check that it is that of the same job; return the job's key.
+
+        job  the first line; a key of None is any key
 
         Raises ValueError if it is the journal of another job.
         """
@@ -2530,10 +2680,11 @@ class _Journal:
             raise
 
     def has(self, number: int) -> bool:
-        """Return whether the batch was submitted, or was about to be."""
+        """Return whether an earlier run submitted the batch, or was about to."""
         return (number, 0) in self._records
 
     def record(self, number: int, attempt: int) -> _Record | None:
+        """Return what an earlier run wrote of a submission."""
         return self._records.get((number, attempt))
 
     def add_submission(self, number: int, attempt: int, batch: Batch, since: float) -> None:
@@ -2562,8 +2713,9 @@ class _Journal:
         if self._file is None:
             return
         try:
-            self._file.write(f"{self._pending}{json.dumps(line)}\n".encode("ascii"))
-            self._file.flush()
+            data = f"{self._pending}{json.dumps(line)}\n".encode("ascii")
+            if self._file.write(data) != len(data):
+                raise OSError("the disk may be full")
             os.fsync(self._file.fileno())
         except OSError as error:
             raise EcwidError(f"cannot write the journal {self.path}: {error}") from None
@@ -2583,27 +2735,31 @@ class _Journal:
                 import fcntl
 
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"the journal {self.path} is in use by another process") from None
+        except (BlockingIOError, PermissionError):  # the latter on Windows
+            raise ValueError(f"the journal {self.path} is in use") from None
 
     def _read(self, file: IO[bytes]) -> None:
         """Read all records; cut off a last line that a crash left incomplete."""
         file.seek(0)
-        lines = file.read().splitlines(keepends=True)
-        size = 0
+        start = file.read(len(_JOURNAL_START))
+        if not _JOURNAL_START.startswith(start):
+            raise self._no_journal(1)
+        lines = (start + file.read()).splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):
+            torn = lines.pop()
+            if _is_json(torn):  # whole, but for its end
+                file.write(b"\n")
+                lines.append(torn)
+            else:
+                file.truncate(sum(map(len, lines)))
         for number, line in enumerate(lines, 1):
-            record = _journal_line(line)
-            if record is None:
-                torn = number == len(lines) and (number > 1 or _is_start_of_journal(line))
-                if not torn:
-                    raise ValueError(f"{self.path} is not a journal: see its line {number}")
-                file.truncate(size)
-                return
-            size += len(line)
             try:
-                self._add(number, record)
-            except (KeyError, TypeError, ValueError):
-                raise ValueError(f"{self.path} is not a journal: see its line {number}") from None
+                self._add(number, json.loads(line))
+            except (KeyError, TypeError, ValueError, RecursionError):
+                raise self._no_journal(number) from None
+
+    def _no_journal(self, number: int) -> ValueError:
+        return ValueError(f"{self.path} is not a journal: see its line {number}")
 
     def _add(self, number: int, line: dict[str, Any]) -> None:
         """Take in a line. Raises KeyError, TypeError or ValueError if it is not a journal's."""
@@ -2614,28 +2770,24 @@ class _Journal:
             return
         place = (line["batch"], line["attempt"])
         if "ticket" in line:
+            _check_text("ticket", line["ticket"])
             self._records[place].ticket = line["ticket"]
         elif "refused" in line:
             del self._records[place]
         else:
             moment = datetime.datetime.fromisoformat(line["time"]).timestamp()
             ids = tuple(line.get("ids", ()))
+            for text in (line["key"], *ids):
+                _check_text("a key or an id", text)
             self._records[place] = _Record(number, line["key"], ids, moment)
 
 
-def _journal_line(line: bytes) -> dict[str, Any] | None:
-    """Return the object on a line of a journal, or None if the line is not complete."""
-    if not line.endswith(b"\n"):
-        return None
+def _is_json(line: bytes) -> bool:
     try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _is_start_of_journal(line: bytes) -> bool:
-    return line.startswith(_JOURNAL_START) or _JOURNAL_START.startswith(line)
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _iso(moment: float) -> str:
@@ -2709,18 +2861,20 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(function=function)
         return added
 
-    run = command(_run, "run", "run all requests; print one JSON line per response", _RUN_EXAMPLES)
+    run = command(
+        _command_run, "run", "run all requests; print one JSON line per response", _RUN_EXAMPLES
+    )
     _add_job_options(run)
     _add_run_options(run)
     submit = command(
-        _submit,
+        _command_submit,
         "submit",
         "submit all batches at once; print one ticket a line",
         "example:\n  ecwid-batch submit --group night prices.jsonl > tickets",
     )
     _add_job_options(submit)
     wait = command(
-        _wait,
+        _command_wait,
         "wait",
         "wait until batches have finished; print their responses",
         "example:\n  ecwid-batch wait --timeout 600 $(cat tickets)",
@@ -2728,7 +2882,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_tickets(wait)
     _add_timeout(wait)
     status = command(
-        _status,
+        _command_status,
         "status",
         "print how far batches are, one JSON object each",
         "example:\n  ecwid-batch status --responses $(cat tickets)",
@@ -2736,7 +2890,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_tickets(status)
     status.add_argument("--responses", action="store_true", help="with the responses so far")
     cancel = command(
-        _cancel,
+        _command_cancel,
         "cancel",
         "stop the requests of a group that have not run yet",
         "example:\n  ecwid-batch cancel night",
@@ -2744,14 +2898,14 @@ def _parser() -> argparse.ArgumentParser:
     cancel.add_argument("group", metavar="GROUP", help="the ID that --group gave to the job")
     cancel.add_argument("--ticket", metavar="T", help="the ticket of a batch of the group")
     delete = command(
-        _delete,
+        _command_delete,
         "delete",
         "stop the requests of batches that have not run; forget the batches",
         "example:\n  ecwid-batch delete $(cat tickets)",
     )
     _add_tickets(delete)
     found = command(
-        _list,
+        _command_list,
         "list",
         "print the tickets of all batches that have a status, one a line",
         "example:\n  ecwid-batch list IN_PROGRESS",
@@ -2849,12 +3003,19 @@ def _print(text: str) -> None:
         raise _OutputError(str(error)) from error
 
 
-def _say(text: str, end: str = "\n") -> None:
-    """Write a line to standard error, if that is possible."""
+def _say(text: str) -> None:
+    """Write a line to standard error, in place of the progress."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        text = f"\r\x1b[J{text}"
+    _write_error(f"{text}\n")
+
+
+def _write_error(text: str) -> None:
+    """Write to standard error, if that is possible."""
     if sys.stderr is None:
         return
     try:
-        sys.stderr.write(f"{text}{end}")
+        sys.stderr.write(text)
         sys.stderr.flush()
     except (OSError, ValueError):
         _silence(sys.stderr)
@@ -2863,8 +3024,9 @@ def _say(text: str, end: str = "\n") -> None:
 def _silence(stream: IO[str]) -> None:
     """Send what a stream still holds to nowhere, or Python complains about it at its exit."""
     with contextlib.suppress(OSError, ValueError):
+        number = stream.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
+        os.dup2(nowhere, number)
         os.close(nowhere)
 
 
@@ -2876,8 +3038,8 @@ class _StandardError:
     """A stream for logging that never fails."""
 
     def write(self, text: str) -> None:
-        erase = "\r\x1b[J" if sys.stderr is not None and sys.stderr.isatty() else ""
-        _say(f"{erase}{text}", end="")
+        if text != "\n":  # the end of a line, which logging may write by itself
+            _say(text.rstrip("\n"))
 
     def flush(self) -> None:
         pass
@@ -2917,7 +3079,7 @@ class _Progress:
         up = max(0, self._drawn - 1) // width  # rows that the line took if the terminal shrank
         back = f"\x1b[{up}A" if up else ""
         text = text[: width - 1]
-        _say(f"{back}\r\x1b[J{text}", end="")
+        _write_error(f"{back}\r\x1b[J{text}")
         self._drawn = len(text)
 
 
@@ -2972,7 +3134,6 @@ class _Report:
 
     def end(self) -> int:
         """Print the summary and return the exit status."""
-        self.progress.clear()
         total = self.answered + self.missing
         succeeded = self.counts["succeeded"] == total
         if not self.quiet:
@@ -3008,6 +3169,7 @@ class _Input:
         self.lines: collections.deque[int] = collections.deque()  # of requests not yet answered
         self._file = file
         self._batch_size = batch_size
+        self.unit = "line"  # or "request", for the places of an array
         self._ids: dict[str, int] = {}  # of the batch that is being read, with their lines
         self._count = 0
         self._answered = 0
@@ -3016,8 +3178,7 @@ class _Input:
     def requests(self) -> Iterator[BatchRequest]:
         """Yield the requests. Raises ValueError that names the line of what is wrong."""
         for line, item in self._items():
-            where = f"line {line}"
-            request = _read_request(item, where)
+            request = _read_request(item, f"{self.unit} {line}")
             self._check_id(request.id, line)
             self._count += 1
             self._last_line = line
@@ -3031,6 +3192,11 @@ class _Input:
         self._answered += 1
         return self.lines.popleft()
 
+    def skip(self, count: int) -> None:
+        """Forget the lines of requests whose responses nobody waits for."""
+        for _ in range(count):
+            self.next_line()
+
     def line_of(self, place: int) -> int:
         """Return the line of a request that has not been answered, by its place in the job."""
         index = place - 1 - self._answered
@@ -3043,17 +3209,20 @@ class _Input:
         if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
             return 0
         start = self._file.tell()
-        begins = [line.strip()[:1] for line in self._file]
+        begins = [line.strip()[:1] for line in iter(self._read_line, b"")]
         self._file.seek(start)
         lines = [beginning for beginning in begins if beginning]
         if lines[:1] == [b"["]:
             return 0
         return len(lines)
 
+    def _read_line(self) -> bytes:
+        return self._file.readline(_MAX_LINE + 1)
+
     def _items(self) -> Iterator[tuple[int, Any]]:
         """Yield what stands on each line, or at each place of an array, as parsed JSON."""
         for number in itertools.count(1):
-            text = self._file.readline(_MAX_LINE + 1)
+            text = self._read_line()
             if not text:
                 return
             if len(text) > _MAX_LINE:
@@ -3077,6 +3246,7 @@ class _Input:
                 "`jq -c '.[]' FILE` makes lines of arrays"
             ) from None
         self.total = len(items)
+        self.unit = "request"
         yield from enumerate(items, 1)
 
     def _check_id(self, id: str | None, line: int) -> None:
@@ -3086,8 +3256,8 @@ class _Input:
             return
         if id in self._ids:
             raise ValueError(
-                f"line {line}: the id {id!r} is that of line {self._ids[id]}; give every request "
-                "an id of its own, or none"
+                f"{self.unit} {line}: the id {id!r} is that of {self.unit} {self._ids[id]}; give "
+                "every request an id of its own, or none"
             )
         self._ids[id] = line
 
@@ -3117,22 +3287,26 @@ class _Failed:
         self._risky_count = 0
         if path is None:
             return
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise ValueError(f"--failed must be a regular file, not {path}")
+        if not path or (os.path.exists(path) and not os.path.isfile(path)):
+            raise ValueError(f"--failed must be a regular file, not {path!r}")
+        import tempfile
+
         self._target = os.path.realpath(path)
-        self._temporary = f"{self._target}.{os.getpid()}.tmp"
-        self._file = open(self._temporary, "w", encoding="ascii")  # noqa: SIM115
+        folder = os.path.dirname(self._target)
+        self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115
+            "w", encoding="ascii", dir=folder, prefix=".ecwid-batch-", delete=False
+        )
 
     def add(self, response: BatchResponse, line: int) -> None:
         if self._path is None or response.ok:
             return
         request = response.request
-        id = "" if request.id is None else f'"id": {_encode(request.id)}, '
+        id = "" if request.id is None else f'"id": {_quote(request.id)}, '
         with self._writing():
             self._file.write(f"{{{id}{request._json}\n")
         self._count += 1
         code = response.http_status_code or 0
-        unclear = response.status == "UNKNOWN" or code == 408 or code >= 500
+        unclear = response.status == "UNKNOWN" or _may_have_run(code)
         if request.method == "POST" and unclear:
             self._risky_count += 1
             if len(self._risky) < _NAMED_AT_MOST:
@@ -3144,7 +3318,7 @@ class _Failed:
             return
         with self._writing():
             self._file.close()
-            os.replace(self._temporary, self._target)
+            os.replace(self._file.name, self._target)
         if self._risky:
             more = self._risky_count - len(self._risky)
             lines = ", ".join(self._risky) + (f" and {more:,} more" if more else "")
@@ -3159,7 +3333,7 @@ class _Failed:
             with contextlib.suppress(OSError):
                 self._file.close()
             with contextlib.suppress(OSError):
-                os.unlink(self._temporary)
+                os.unlink(self._file.name)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -3169,12 +3343,14 @@ class _Failed:
             raise _OutputError(f"{self._path}: {error}") from error
 
 
-def _run(args: argparse.Namespace) -> int:
+def _command_run(args: argparse.Namespace) -> int:
     """Run all requests of FILE and print their responses."""
     if args.dry_run:
         return _dry_run(args)
     client = _client(args)
     with contextlib.ExitStack() as stack:
+        if args.failed and args.journal and _same_file(args.failed, args.journal):
+            raise ValueError("--failed and --journal must be two files")
         source = _Input(stack.enter_context(_opened(args.file)), args.batch_size)
         failed = _Failed(args.failed)
         stack.callback(failed.discard)
@@ -3195,14 +3371,19 @@ def _run(args: argparse.Namespace) -> int:
         try:
             _report_job(job, source, report, failed)
         except (Exception, KeyboardInterrupt) as error:
-            report.progress.clear()
             status = _failure(error)
             _explain_job(error, job, source, args)
             return status
     status = report.end()
-    if status and args.failed is None:
+    if status and args.failed is None and not args.quiet:
         _error("--failed FILE writes the requests that did not succeed, to be run again")
     return status
+
+
+def _same_file(one: str, other: str) -> bool:
+    if os.path.exists(one) and os.path.exists(other):
+        return os.path.samefile(one, other)
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _report_job(job: _Job, source: _Input, report: _Report, failed: _Failed) -> None:
@@ -3218,7 +3399,7 @@ def _report_job(job: _Job, source: _Input, report: _Report, failed: _Failed) -> 
             "method": request.method,
             "path": request.path,
         }
-        report.add(response, fields, f"line {line:,}, {request.method} {request.path},")
+        report.add(response, fields, f"{source.unit} {line:,}, {request.method} {request.path},")
         failed.add(response, line)
     failed.finish()
 
@@ -3229,9 +3410,9 @@ def _explain_job(error: BaseException, job: _Job, source: _Input, args: argparse
         first, last = source.line_of(error.first), source.line_of(error.last)
         _error(f"that is lines {first:,} to {last:,} of the input")
         return
-    finished = all(submission.finished for submission in job.at_ecwid)
+    finished = all(submission.finished for submission in job.undelivered)
     quiet = isinstance(error.__cause__, BrokenPipeError) and finished
-    if not job.submitted or quiet:
+    if not job.submitted or not job.can_go_on or quiet:
         return
     if job.tickets and not isinstance(error, EcwidError):
         _error(f"tickets at Ecwid: {', '.join(job.tickets)}")
@@ -3239,13 +3420,14 @@ def _explain_job(error: BaseException, job: _Job, source: _Input, args: argparse
         _error("to go on, run the same command again; what has run does not run again")
     else:
         rest = source.line_of(job.submitted + 1)
-        _explain_key(job.key, job.key_age, args.deduplication_key, rest)
+        _explain_key(job.key, job.key_age, job.key_is_new, rest)
 
 
-def _explain_key(key: str, age: _KeyAge | None, given: str | None, rest: int) -> None:
+def _explain_key(key: str, age: _Age | None, is_new: bool, rest: int) -> None:
     """Say how to go on with a job without a journal.
 
-    rest  the first line that was not submitted
+    is_new  whether the key is of this run, or was given and may be of an earlier one
+    rest    the first line that was not submitted
     """
     left = 0.0 if age is None else age.seconds_left()
     if left <= 0:
@@ -3253,7 +3435,7 @@ def _explain_key(key: str, age: _KeyAge | None, given: str | None, rest: int) ->
             "the deduplication key is too old to go on with: wait for the tickets with "
             f"`ecwid-batch wait`, and run the rest, from line {rest:,} on, as a new job"
         )
-    elif given is not None:
+    elif not is_new:
         _error(
             "to go on, less than an hour after the job was first started, run the same command "
             "again; what has run does not run again"
@@ -3266,39 +3448,42 @@ def _explain_key(key: str, age: _KeyAge | None, given: str | None, rest: int) ->
         )
 
 
-def _submit(args: argparse.Namespace) -> int:
+def _command_submit(args: argparse.Namespace) -> int:
     """Submit all batches of FILE and print their tickets."""
     if args.dry_run:
         return _dry_run(args)
     client = _client(args)
     key = _checked_key(args.deduplication_key)
-    age: _KeyAge | None = None
+    age: _Age | None = None
     submitted = 0  # requests that are, or may be, at Ecwid
+    size = 0  # requests of the last batch
     with _opened(args.file) as file:
         source = _Input(file, args.batch_size)
         batches = _split(source.requests(), args.batch_size, _options(args), key)
         try:
             for batch in batches:
-                age = age or _KeyAge()
-                submitted += _submit_batch(client, batch)
+                source.skip(size)
+                age = age or _Age()
+                size = len(batch)
+                submitted += size
+                _print_ticket(client.submit(batch))
         except (Exception, KeyboardInterrupt) as error:
             status = _failure(error)
-            if submitted or getattr(error, "uncertain", False):
-                rest = source.line_of(submitted + 1)
-                _explain_key(key, age, args.deduplication_key, rest)
+            if isinstance(error, EcwidError) and not error.uncertain:
+                submitted -= size
+            if submitted:
+                is_new = args.deduplication_key is None
+                _explain_key(key, age, is_new, source.line_of(submitted + 1))
             return status
     return 0
 
 
-def _submit_batch(client: EcwidClient, batch: Batch) -> int:
-    """Submit a batch, print its ticket, and return how many requests it has."""
-    ticket = client.submit(batch)
+def _print_ticket(ticket: str) -> None:
     try:
         _print(ticket)
     except _OutputError:
         _error(f"ticket at Ecwid: {ticket}")
         raise
-    return len(batch)
 
 
 def _dry_run(args: argparse.Namespace) -> int:
@@ -3310,10 +3495,10 @@ def _dry_run(args: argparse.Namespace) -> int:
         for batch in _split(
             source.requests(), args.batch_size, _options(args), _checked_key(args.deduplication_key)
         ):
-            source.lines.clear()
+            source.skip(len(batch))
             batches += 1
             requests += len(batch)
-            _print(f"POST /batch?{urllib.parse.urlencode(batch.query)}")
+            _print(f"POST /batch?{_query_text(batch.query)}")
             _print(batch.to_json().decode("ascii"))
     _print(f"{_count(requests, 'request')} in {_count(batches, 'batch')}, nothing sent")
     return 0
@@ -3325,7 +3510,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'es' if noun.endswith('h') else 's'}"
 
 
-def _wait(args: argparse.Namespace) -> int:
+def _command_wait(args: argparse.Namespace) -> int:
     """Wait for batches and print their responses."""
     client = _client(args)
     deadline = _deadline(args.timeout)
@@ -3346,7 +3531,7 @@ def _wait(args: argparse.Namespace) -> int:
     return failure or status
 
 
-def _status(args: argparse.Namespace) -> int:
+def _command_status(args: argparse.Namespace) -> int:
     """Print how far batches are."""
     client = _client(args, _ASK_RETRY_TIME)
 
@@ -3356,7 +3541,7 @@ def _status(args: argparse.Namespace) -> int:
     return _for_each(args.tickets, show)
 
 
-def _cancel(args: argparse.Namespace) -> int:
+def _command_cancel(args: argparse.Namespace) -> int:
     """Cancel a group."""
     client = _client(args, _ASK_RETRY_TIME)
     count = client.cancel(args.group, ticket=args.ticket)
@@ -3364,7 +3549,7 @@ def _cancel(args: argparse.Namespace) -> int:
     return 0
 
 
-def _delete(args: argparse.Namespace) -> int:
+def _command_delete(args: argparse.Namespace) -> int:
     """Delete batches."""
     client = _client(args, _ASK_RETRY_TIME)
 
@@ -3374,7 +3559,7 @@ def _delete(args: argparse.Namespace) -> int:
     return _for_each(args.tickets, delete)
 
 
-def _list(args: argparse.Namespace) -> int:
+def _command_list(args: argparse.Namespace) -> int:
     """Print the tickets of the batches that have a status."""
     client = _client(args, _ASK_RETRY_TIME)
     for ticket in client.find(args.status):
@@ -3393,7 +3578,7 @@ def _for_each(tickets: list[str], act: Callable[[str], None]) -> int:
     return status
 
 
-def _client(args: argparse.Namespace, max_retry_time: float = 120.0) -> EcwidClient:
+def _client(args: argparse.Namespace, max_retry_time: float = _MAX_RETRY_TIME) -> EcwidClient:
     token = None
     if args.token_file is not None:
         with open(args.token_file, encoding="ascii", errors="replace") as file:
@@ -3432,7 +3617,7 @@ def _terminate(*args: object) -> None:
 
 
 def _failure(error: BaseException) -> int:
-    """Tell the user what went wrong; return the exit status. Raises what is a bug of this file."""
+    """Tell the user what went wrong; return the exit status. Raises the error if it is a bug."""
     if isinstance(error, _OutputError):
         if not isinstance(error.__cause__, BrokenPipeError):  # a reader that has had enough
             _error(f"cannot write the output: {error}")
@@ -3455,31 +3640,11 @@ def _failure(error: BaseException) -> int:
     raise error
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return its exit status, which `--help` explains.
-
-    argv  the arguments; None takes those of the process
-    """
-    import signal
-
-    args = _parser().parse_args(argv)
-    _set_up_logging(args)
-    previous = None
-    with contextlib.suppress(ValueError):  # not in the main thread: no signals there
-        previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        if sys.stdout is None:
-            raise _OutputError("standard output is closed")
-        return int(args.function(args))
-    except (Exception, KeyboardInterrupt) as error:
-        return _failure(error)
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
-
-
-def _set_up_logging(args: argparse.Namespace) -> None:
+@contextlib.contextmanager
+def _process_set_up(args: argparse.Namespace) -> Iterator[None]:
+    """Log to standard error, and take SIGTERM for a Ctrl-C; afterwards restore what was."""
     import logging
+    import signal
 
     level = logging.WARNING
     if args.quiet:
@@ -3489,9 +3654,36 @@ def _set_up_logging(args: argparse.Namespace) -> None:
     handler = logging.StreamHandler(_StandardError())
     handler.setFormatter(logging.Formatter("ecwid-batch: %(message)s"))
     logger = _logger()
-    logger.handlers[:] = [handler]
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
     logger.setLevel(level)
     logger.propagate = False
+    previous = None
+    with contextlib.suppress(ValueError):  # not in the main thread: no signals there
+        previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return its exit status, which `--help` explains.
+
+    argv  the arguments; None takes those of the process
+    """
+    args = _parser().parse_args(argv)
+    with _process_set_up(args):
+        try:
+            if sys.stdout is None:
+                raise _OutputError("standard output is closed")
+            return int(args.function(args))
+        except (Exception, KeyboardInterrupt) as error:
+            return _failure(error)
 
 
 if __name__ == "__main__":
