@@ -1026,6 +1026,8 @@ class TestCase(unittest.TestCase):
 
         self.addCleanup(restore)
         logger.setLevel(logging.CRITICAL)  # retries are many here, and expected
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def standin(self, **options):
         standin = StandIn(**{"rate_limit": None, **options})

@@ -1,0 +1,325 @@
+#!/usr/bin/env python3
+"""Run the README's AWS recipes, exactly as they stand there, under AWS's own parts.
+
+Each handler runs in a process of AWS's runtime client (awslambdaric) against a small Runtime API on
+loopback. The state machine runs in moto's interpreter. The queue is moto's SQS, and a poller
+behaves as Lambda's event source. Ecwid is the stand-in; its ledger proves what the README claims.
+
+Needs awslambdaric and moto[stepfunctions,sqs]. Time is scaled where AWS would make us wait.
+"""
+
+import collections
+import contextlib
+import http.server
+import json
+import logging
+import os
+import pathlib
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+
+HERE = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(HERE))
+
+from test_ecwid_batch import StandIn  # noqa: E402
+
+README = (HERE / "README.md").read_text(encoding="utf-8")
+HANDLERS = [
+    block
+    for block in re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
+    if "def handler" in block
+]
+(MACHINE,) = re.findall(r"^```json\n(.*?)^```$", README, re.M | re.S)
+SCALE = 50  # how much faster than AWS the pauses of the state machine pass
+
+
+class RuntimeApi(http.server.BaseHTTPRequestHandler):
+    """What a handler's process sees of Lambda. Reference: "Lambda runtime API"."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        id, event, deadline = self.server.function.events.get()
+        body = json.dumps(event).encode()
+        self.send_response(200)
+        for name, value in {
+            "Lambda-Runtime-Aws-Request-Id": id,
+            "Lambda-Runtime-Deadline-Ms": str(int(1000 * deadline)),
+            "Lambda-Runtime-Invoked-Function-Arn": "arn:aws:lambda:eu-central-1:1:function:f",
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.function.answers.put((self.path.rsplit("/", 1)[-1], json.loads(body or b"{}")))
+        self.send_response(202)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+class Function:
+    """A Lambda function: a recipe of the README in AWS's runtime client."""
+
+    def __init__(self, code, ecwid):
+        self.folder = tempfile.mkdtemp()
+        shutil.copy(HERE / "ecwid_batch.py", self.folder)
+        pathlib.Path(self.folder, "recipe.py").write_text(code, encoding="utf-8")
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), RuntimeApi)
+        self.server.daemon_threads = True
+        self.server.handle_error = lambda *arguments: None  # its client is killed at times
+        self.server.function = self
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.environment = {
+            **os.environ,
+            "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{self.server.server_port}",
+            "AWS_LAMBDA_FUNCTION_NAME": "ecwid-batch",
+            "AWS_LAMBDA_FUNCTION_VERSION": "1",
+            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "128",
+            "LAMBDA_TASK_ROOT": self.folder,
+            "ECWID_STORE_ID": str(ecwid.store_id),
+            "ECWID_TOKEN": ecwid.token,
+            "ECWID_BASE_URL": ecwid.base_url,
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        self.process = None
+
+    def start(self):
+        self.events, self.answers = queue.Queue(), queue.Queue()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "awslambdaric", "recipe.handler"],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        threading.Thread(target=self.process.stdout.read, daemon=True).start()
+
+    def invoke(self, event, timeout):
+        """Return whether the handler returned, and its result or error. It dies at its timeout."""
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        self.events.put((str(uuid.uuid4()), event, time.time() + timeout))
+        try:
+            kind, answer = self.answers.get(timeout=timeout)
+        except queue.Empty:
+            self.process.kill()
+            self.process.wait()
+            return False, {"errorType": "Sandbox.Timedout", "errorMessage": "timed out"}
+        return kind == "response", answer
+
+    def close(self):
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        self.server.shutdown()
+        self.server.server_close()
+        shutil.rmtree(self.folder)
+
+
+@contextlib.contextmanager
+def function(number, **options):
+    with StandIn(rate_limit=None, **options) as ecwid:
+        made = Function(HANDLERS[number], ecwid)
+        try:
+            yield made, ecwid
+        finally:
+            made.close()
+
+
+def runs(ecwid):
+    """Return how often each wrapped call ran."""
+    return collections.Counter(json.dumps(call["body"], sort_keys=True) for _, call in ecwid.ledger)
+
+
+def check(claim, true, seen):
+    print(f"  {'ok ' if true else 'NOT'}  {claim}: {seen}", flush=True)
+    if not true:
+        sys.exit(f"the README claims what does not hold: {claim}")
+
+
+def events():
+    print("an event of S3, SNS or EventBridge", flush=True)
+    prices = {str(number): 5.5 + number for number in range(6)}
+    event = {"prices": prices, "key": str(uuid.uuid4())}
+    with function(0, latency=0.5) as (made, ecwid):
+        ecwid.faults += ["reset after", None, "cut off after"]
+        ends = []
+        for _ in range(3):  # as Lambda delivers an event again
+            ends.append(made.invoke(event, timeout=4 if not ends else 20))
+            if ends[-1][0]:
+                break
+        raised = [answer.get("errorType") for returned, answer in ends if not returned]
+        check("a batch that is not done raises", raised == ["BatchTimeoutError"], raised)
+        check("the next attempt follows the same batch", len(ecwid.jobs) == 1, len(ecwid.jobs))
+        failed = ends[-1][1]["failed"]
+        check("failures are in the result", len(failed) == 5, f"{len(failed)} of 6, one exists")
+        again = made.invoke(event, timeout=20)
+        check("an event delivered twice gives the same result", again == ends[-1], again[0])
+        check("each call ran once", set(runs(ecwid).values()) == {1}, dict(runs(ecwid)))
+
+
+def state_machine():
+    print("Step Functions", flush=True)
+    import boto3
+    from moto import mock_aws
+    from moto.awslambda_simple.models import LambdaSimpleBackend
+    from moto.stepfunctions.parser.asl.component.common.retry import retrier_decl
+    from moto.stepfunctions.parser.asl.component.state.wait.wait_function import wait_function
+
+    class Faster:
+        """The module time for moto's interpreter, SCALE times as fast."""
+
+        time = staticmethod(time.time)
+
+        @staticmethod
+        def sleep(seconds):
+            time.sleep(seconds / SCALE)
+
+    retrier_decl.time = Faster
+    wait_function.WaitFunction._wait_interval = lambda self, env, wait_seconds: time.sleep(
+        wait_seconds / SCALE
+    )
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        os.environ[name] = "testing"
+    os.environ["AWS_DEFAULT_REGION"] = "eu-central-1"
+    config = {
+        "stepfunctions": {"execute_state_machine": True},
+        "lambda": {"use_docker": False},
+    }
+    good = [
+        {"method": "POST", "path": "/products", "body": {"name": "n", "sku": f"{n}"}}
+        for n in range(4)
+    ]
+    bad = [*good[:2], {"method": "POST", "path": "/nothing", "body": {"name": "x"}}]
+    with function(1, latency=0.3) as (made, ecwid), mock_aws(config=config):
+        lost = ["lost answers"]
+
+        def invoke(self, name, qualifier, body, headers, response_headers):
+            returned, answer = made.invoke(json.loads(body), timeout=60)
+            if returned and "ticket" in answer and lost and "ticket" not in json.loads(body):
+                lost.pop()  # the batch is submitted, but the invocation fails all the same
+                returned, answer = False, {"errorType": "Runtime.ExitError", "errorMessage": "died"}
+            if not returned:
+                response_headers["x-amz-function-error"] = "Unhandled"
+            return json.dumps(answer).encode()
+
+        LambdaSimpleBackend.invoke = invoke
+        client = boto3.client("stepfunctions")
+        role = "arn:aws:iam::123456789012:role/r"
+        machine = client.create_state_machine(name="m", definition=MACHINE, roleArn=role)
+
+        def execute(batch):
+            execution = client.start_execution(
+                name=uuid.uuid4().hex,
+                stateMachineArn=machine["stateMachineArn"],
+                input=json.dumps({"batch": batch}),
+            )
+            for _ in range(600):
+                found = client.describe_execution(executionArn=execution["executionArn"])
+                if found["status"] != "RUNNING":
+                    return found
+                time.sleep(0.1)
+            sys.exit("the execution does not end")
+
+        ecwid.faults += ["reset after"]
+        end = execute(good)
+        check("the execution succeeds", end["status"] == "SUCCEEDED", end["status"])
+        check("a retried invocation submits nothing twice", len(ecwid.jobs) == 1, len(ecwid.jobs))
+        check("each call ran once", sorted(runs(ecwid).values()) == [1] * 4, dict(runs(ecwid)))
+        ecwid.reset()
+        end = execute(bad)
+        check("a failed request fails it", end["status"] == "FAILED", end["status"])
+        words = "of 3 requests, 1 failed; the first: request 000003"
+        check("the cause names the request", words in end.get("cause", ""), end.get("cause"))
+
+
+def message_queue():
+    print("SQS", flush=True)
+    import boto3
+    from moto import mock_aws
+
+    with function(2, latency=0.05) as (made, ecwid), mock_aws():
+        client = boto3.client("sqs", region_name="eu-central-1")
+        dead = client.create_queue(QueueName="dead")["QueueUrl"]
+        arn = client.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])
+        policy = {"deadLetterTargetArn": arn["Attributes"]["QueueArn"], "maxReceiveCount": "4"}
+        url = client.create_queue(
+            QueueName="work",
+            Attributes={"VisibilityTimeout": "0", "RedrivePolicy": json.dumps(policy)},
+        )["QueueUrl"]
+        slow = [{"method": "POST", "path": "/products", "body": {"name": "slow"}}]
+
+        def latency(call):
+            return 8.0 if call["body"]["name"] == "slow" else 0.05
+
+        ecwid.latency = latency
+        bodies = [
+            [{"method": "POST", "path": "/products", "body": {"name": f"m{n}"}}] for n in range(4)
+        ]
+        for body in (*bodies, slow):
+            client.send_message(QueueUrl=url, MessageBody=json.dumps(body))
+        client.send_message(QueueUrl=url, MessageBody="no batch")
+        ecwid.faults += ["reset after", None, "500 after", "cut off after"]
+        twice = True  # whether to deliver the first messages again although they succeeded
+
+        def poll():
+            """Deliver up to five messages, as the event source does; return how many there were."""
+            nonlocal twice
+            found = client.receive_message(
+                QueueUrl=url, MaxNumberOfMessages=5, AttributeNames=["All"]
+            ).get("Messages", [])
+            if not found:
+                return 0
+            records = [
+                {
+                    "messageId": message["MessageId"],
+                    "receiptHandle": message["ReceiptHandle"],
+                    "body": message["Body"],
+                    "attributes": message["Attributes"],
+                }
+                for message in found
+            ]
+            returned, answer = made.invoke({"Records": records}, timeout=9)
+            failed = {record["messageId"] for record in records}
+            if returned:
+                failed = {item["itemIdentifier"] for item in answer["batchItemFailures"]}
+            if twice:
+                twice = False
+                return len(found)
+            for record in records:
+                if record["messageId"] not in failed:
+                    client.delete_message(QueueUrl=url, ReceiptHandle=record["receiptHandle"])
+            return len(found)
+
+        rounds = 0
+        while poll() and rounds < 30:
+            rounds += 1
+        left = client.receive_message(QueueUrl=dead, MaxNumberOfMessages=10).get("Messages", [])
+        seen = [message["Body"] for message in left]
+        check("only what is no batch ends in the dead-letter queue", seen == ["no batch"], seen)
+        counts = runs(ecwid)
+        check("each batch ran once", sorted(counts.values()) == [1] * 5, dict(counts))
+
+
+if __name__ == "__main__":
+    assert len(HANDLERS) == 3
+    logging.disable(logging.CRITICAL)  # moto's interpreter logs what a Choice does not find
+    begun = time.monotonic()
+    events()
+    state_machine()
+    message_queue()
+    print(f"all claims hold ({time.monotonic() - begun:.0f} s)")
