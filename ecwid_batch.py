@@ -1287,7 +1287,7 @@ def _chunks(response: Any, deadline: float) -> Iterator[bytes]:
     received = 0
     while length is None or received < length:
         if time.monotonic() > deadline:  # ends the thread of a server that trickles
-            raise TimeoutError("the answer trickles")
+            raise TimeoutError("timed out while the answer trickled")
         chunk = read(65536)
         if not chunk:
             break

@@ -2438,7 +2438,7 @@ class BadAnswers(WithStandIn):
             error = self.call(fault, lambda client: client.wait("T", timeout=0.1))
             self.assertIs(type(error), BatchTimeoutError)
             self.assertEqual(error.ticket, "T")
-        with self.raises(TimeoutError, "the answer trickles"):
+        with self.raises(TimeoutError, "timed out while the answer trickled"):
             list(ecwid_batch._chunks(io.BytesIO(b"x"), time.monotonic() - 1))
 
 
