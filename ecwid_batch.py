@@ -25,9 +25,9 @@ The promises:
   batch carries a deduplication key, so a submission whose answer was lost is repeated without harm
   while Ecwid remembers the key, one hour. A journal keeps the promise for as long as Ecwid keeps
   the batches.
-- Invalid arguments raise ValueError or TypeError before anything is sent; an invalid request in
-  the middle of a stream does before anything of its batch is sent. Every other failure of a call
-  raises an EcwidError, which carries what is needed to resume.
+- Invalid arguments raise ValueError or TypeError before anything is sent; an invalid request in a
+  stream raises them before its batch is sent. A failed call raises an EcwidError, which carries
+  what is needed to resume.
 - The token is sent to Ecwid and to nobody else. No redirect is followed; no log, message or repr
   shows the token.
 
@@ -407,16 +407,16 @@ class Batch:
     stop_on_first_failure  False goes on after a failed request; a request that meets a 5XX is then
                            tried 5 times, 3 s apart. Ecwid's default is to end the batch, and the
                            rest is NOT_EXECUTED
-    deduplication_key      a UUID; None makes a new one. Ecwid takes batches with the same key for
-                           the same batch, for one hour
+    deduplication_key      a UUID; None makes a new one. For one hour Ecwid treats batches with the
+                           same key as one batch
     group_id               a name by which the batch can be cancelled
 
     None leaves an option to Ecwid. `ids` holds what is sent as the id of each request: its own, or
     its position from "000001" on.
 
     A Batch is one job: submitting the same object, or another with the same key, within the hour
-    returns the results of the first submission, failures included. Make a new Batch to run the
-    requests again.
+    returns the results of the first submission, failures included; later it runs again. Make a new
+    Batch to run the requests again.
 
     Raises ValueError or TypeError for what cannot be sent, naming the request.
     Reference: "Create batch request", Query params.
@@ -533,7 +533,7 @@ class Batch:
     def _key_age(self) -> _Age:
         """Return the time since this object was first submitted; a new one after the hour."""
         age: _Age | None = vars(self).get("_age")
-        if age is None or age.seconds_left() <= 0:
+        if age is None or age.seconds() > _KEY_LIFETIME + _KEY_MARGIN:
             age = _Age()
             object.__setattr__(self, "_age", age)
         return age
@@ -627,11 +627,16 @@ def _split(
 ) -> Iterator[Batch]:
     _check_number("batch_size", batch_size, int, 1, _MAX_REQUESTS)
     source = iter(requests)
-    chunks = iter(lambda: tuple(itertools.islice(source, batch_size)), ())
-    return (
-        _part_of_job(chunk, _ids(chunk, batch_size * (number - 1) + 1), options, key, str(number))
-        for number, chunk in enumerate(chunks, 1)
-    )
+
+    def batches() -> Iterator[Batch]:
+        for number in itertools.count(1):
+            chunk = tuple(itertools.islice(source, batch_size))
+            if not chunk:
+                return
+            ids = _ids(chunk, batch_size * (number - 1) + 1)
+            yield _part_of_job(chunk, ids, options, key, str(number))
+
+    return batches()
 
 
 def _part_of_job(
@@ -681,7 +686,7 @@ _DEFAULT_MESSAGES = {
 _TEXT_OR_NONE = (str, type(None))
 
 
-@dataclasses.dataclass(repr=False)  # not frozen, which would double the time to make one
+@dataclasses.dataclass(repr=False, unsafe_hash=True)  # frozen would double the time to make one
 class BatchResponse:
     """The outcome of one request.
 
@@ -703,7 +708,7 @@ class BatchResponse:
     http_status_line: str | None = None
     error_message: str | None = None
     error_code: str | None = None
-    _http_body: Any = None
+    _http_body: Any = dataclasses.field(default=None, hash=False)
     _escaped_body: str | None = None
     _request: BatchRequest | None = None
     _cancelled: bool = False
@@ -831,18 +836,18 @@ def _believed_status(status: object, code: int | None) -> str:
 
 
 def _with_error(
-    response: BatchResponse, status: object, clean: Callable[[str], str]
+    response: BatchResponse, row_status: str, clean: Callable[[str], str]
 ) -> BatchResponse:
     """Return the response with error_message and error_code, from wherever Ecwid put them.
 
-    status  that of the row, which may contradict its code
+    row_status  what the row says, which may contradict its code
     """
     message, code = _error_fields(response.body, clean)
     message = message or response.http_status_line
-    if response.status == "UNKNOWN" and status == "NOT_EXECUTED":
+    if response.status == "UNKNOWN" and row_status == "NOT_EXECUTED":
         message = _CONTRADICTION
-    elif response.status == "UNKNOWN" and status != "UNKNOWN":
-        message = _NO_RESPONSE
+    elif response.status == "UNKNOWN" and row_status != "UNKNOWN":  # not one of Ecwid's three
+        message = f"Ecwid gave this request a status that is not known: {clean(row_status)}"
     elif not message:
         message = _DEFAULT_MESSAGES[response.status]
     return dataclasses.replace(response, error_message=message, error_code=code)
@@ -1067,8 +1072,8 @@ class EcwidError(Exception):
 
     tickets            of the batches that are at Ecwid, oldest first; `ticket` is the first
     deduplication_key  submit the same batch, or stream the same requests, under this key and
-                       nothing runs twice. None once that is no longer safe, about an hour after
-                       the call began
+                       nothing runs twice. None once that is no longer safe: an hour after the call
+                       began. (For a key that you gave, the hour began when you first used it.)
     retry_after        seconds to wait before the next call, if Ecwid asked for a pause
     temporary          whether the same call may succeed later; such a call was tried again, for
                        up to `max_retry_time` seconds
@@ -1343,7 +1348,7 @@ def _transport_error(error: Exception) -> TransportError:
 
 def _is_temporary(http_status: int) -> bool:
     """Return whether the same call may succeed after an answer with this HTTP status."""
-    return http_status in (408, 429) or http_status >= 500
+    return http_status == 429 or _may_have_run(http_status)
 
 
 def _opener_for(base_url: str) -> urllib.request.OpenerDirector:
@@ -1387,7 +1392,7 @@ class _Age:
     """
 
     def __init__(self, since: float | None = None) -> None:
-        """since: a time of time.time(), where an earlier process knew it; None is now."""
+        """since: the beginning, as time.time() gives it; None means now."""
         self._monotonic = time.monotonic()
         self.since = time.time() if since is None else since
 
@@ -1420,8 +1425,8 @@ class _HTTPConnection(http.client.HTTPConnection):
             raise TimeoutError("connected too late to send anything")
 
 
-class _HTTPSConnection(http.client.HTTPSConnection, _HTTPConnection):
-    """The same over TLS."""
+class _HTTPSConnection(_HTTPConnection, http.client.HTTPSConnection):
+    """The same over TLS, whose handshake counts."""
 
 
 class _HTTPHandler(urllib.request.HTTPHandler):
@@ -1431,7 +1436,7 @@ class _HTTPHandler(urllib.request.HTTPHandler):
 
 class _HTTPSHandler(urllib.request.HTTPSHandler):
     def __init__(self, context: ssl.SSLContext) -> None:
-        super().__init__(debuglevel=0)  # or http.client may print the token
+        super().__init__(debuglevel=0, context=context)  # 0, or http.client may print the token
         self._tls = context
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
@@ -1523,8 +1528,8 @@ class EcwidClient:
     opener          a urllib.request.OpenerDirector to use instead of the built-in one, which takes
                     proxies and the CA bundle from the environment and follows no redirect
 
-    Threads can share a client: a 429 holds all of them back. A client can be copied and pickled;
-    the pickle holds the token.
+    Threads can share a client: a 429 holds all of them back. A client can be copied and pickled,
+    unless its `opener` cannot; the pickle holds the token.
 
     Every method raises ValueError or TypeError for invalid arguments before anything is sent, and
     ApiError, RateLimitError, TransportError or InvalidResponseError if the call fails.
@@ -1633,7 +1638,7 @@ class EcwidClient:
                      in their order. Without it the responses are those that Ecwid sends, and their
                      `request` is not known
         timeout      seconds after which BatchTimeoutError is raised; None waits without an end. A
-                     pause that Ecwid asks for and that does not fit is raised at once
+                     failure after which Ecwid asks for a longer pause is raised at once
         on_progress  function that is called with the status after every look at the batch
         """
 
@@ -1704,7 +1709,7 @@ class EcwidClient:
         An error carries the tickets of the batches whose responses are still to come. An error
         that `requests` or `on_progress` raises passes unchanged. Raises ValueError for a journal
         that is not one, belongs to another job or is in use, and OSError if it cannot be opened. It
-        is locked from this call until the iterator ends or is closed.
+        is locked from this call on, until the iterator has been started and has ended.
         """
         options = _Options(allow_parallel_mode, stop_on_first_failure, group_id)
         job = _Job(
@@ -1832,7 +1837,8 @@ class EcwidClient:
                 resume(error)
                 raise
             now = time.monotonic()
-            fastest_look = min(fastest_look or math.inf, now - asked)
+            took = now - asked
+            fastest_look = took if fastest_look is None else min(fastest_look, took)
             if on_progress is not None:
                 on_progress(status)
             if status.done:
@@ -1893,11 +1899,8 @@ class EcwidClient:
         begun = time.monotonic()
         outcome = "no answer"
         try:
-            opener = self.opener
-            if (
-                opener is None
-            ):  # not in the exchange's thread, where an abandoned TLS context crashes
-                opener = _opener_for(self.base_url)
+            # Not in the exchange's thread: a TLS context that is abandoned half made can crash.
+            opener = self.opener or _opener_for(self.base_url)
             answer = _exchange(opener, request, seconds)
             outcome = f"{answer.status}, {len(answer.body)} bytes"
         except TransportError as error:  # which may quote the token
@@ -2024,11 +2027,11 @@ class _Retries:
         """Return the seconds that the next try may take. Raises an error if there is no other."""
         left = self._deadline - time.monotonic()
         if left <= 0:
-            raise self._timed_out() from None
-        if self._key_age is not None:
+            raise self._timed_out()
+        if self._key_age is not None and self._error is not None:  # a further try of a submission
             key_left = self._key_age.seconds_left()
             if key_left <= 0:
-                raise self._error or EcwidError(f"{self._name}: the deduplication key is too old")
+                raise self._error
             left = min(left, key_left)
         return min(left, timeout)
 
@@ -2082,7 +2085,7 @@ def _add_ticket(error: EcwidError, ticket: str) -> None:
 def _next_pause(waited: float, remaining: float) -> float:
     """Return the seconds until the next look at a batch.
 
-    waited     seconds since the batch is waited for
+    waited     seconds waited so far
     remaining  estimated seconds until its end, math.inf if nothing is completed yet
 
     The next look is best at the estimated end; but not so soon that a long batch costs many calls,
@@ -2099,8 +2102,8 @@ _LOOKS_RESERVED = 2.5  # durations of a look: one more, the one with the respons
 def _fitting_pause(pause: float, left: float, fastest_look: float | None) -> float:
     """Return the pause, cut so that the last look and its responses fit into what is left.
 
-    All figures are seconds. Where the reserve is larger than what is left, or is not known yet, the
-    rest is divided, so that looks go on until the time is over.
+    All figures are seconds. If too little time is left, or no look was timed yet, the pause is at
+    most a quarter of what is left, so that looks go on until the time is over.
     """
     latest = max(left / 4, 0.0)
     if fastest_look is not None:
@@ -2245,9 +2248,10 @@ class _Job:
                 "stopOnFirstFailure": options.stops_on_failure,
             }
         )
-        self.key_is_new = deduplication_key is None or journal is not None
+        self.key_is_new = deduplication_key is None
         self.key_age: _Age | None = None  # since the first submission of the job
         self.submitted = 0  # requests that were, or may have been, submitted
+        self.doubtful: _Submission | None = None  # whose submission got no answer
         self.undelivered: list[_Submission] = []
         self.stop_reason: str | None = None
         self.input_error: Exception | None = None
@@ -2294,6 +2298,7 @@ class _Job:
             batch = next(batches, None)
             if batch is None:
                 if recorded and self.input_error is None:
+                    self.can_go_on = False
                     place = self._place(number, 1)
                     self.input_error = _OtherInput(
                         f"the input ends before request {place:,}, but the journal "
@@ -2318,27 +2323,29 @@ class _Job:
         of the oldest, so that Ecwid has work while the caller works.
         """
         window: collections.deque[_Submission] = collections.deque()
-        finished: Iterator[BatchResponse] = iter(())
+        held_back: Iterator[BatchResponse] = iter(())  # the responses of the oldest, once finished
         failure: Exception | None = None
         for submission in self._to_submit(batches):
             failure = self._try_to_submit(submission)
-            if failure is not None:
+            if failure is not None:  # to be raised once what is finished has been delivered
                 break
             window.append(submission)
-            yield from finished
-            finished = iter(())
+            yield from held_back
+            held_back = iter(())
             if len(window) >= self._window_size(submission):
                 oldest = window.popleft()
-                finished = self._deliver(oldest, self._finish(oldest))
-        yield from finished
+                responses = self._finish(oldest)
+                held_back = self._deliver(oldest, responses)
+        yield from held_back
         if failure is not None:
             raise self._with_tickets(failure)
         while window:
             oldest = window.popleft()
-            yield from self._deliver(oldest, self._finish(oldest))
+            responses = self._finish(oldest)
+            yield from self._deliver(oldest, responses)
 
     def _window_size(self, submission: _Submission) -> int:
-        """Return how many batches may be there: what the journal has is finished one by one."""
+        """Return how many batches may be at Ecwid: what the journal has is finished one by one."""
         return 1 if self.journal.has(submission.number) else _WINDOW
 
     def _deliver(
@@ -2387,7 +2394,7 @@ class _Job:
             else:
                 self._resume(submission, batch, attempt, record)
         except EcwidError as error:
-            self._annotate(submission, error)
+            self._annotate(error)
             raise
 
     def _submit_new(self, submission: _Submission, batch: Batch, attempt: int) -> None:
@@ -2395,13 +2402,16 @@ class _Job:
         before = self.submitted
         self.journal.add_submission(submission.number, attempt, batch, age.since)
         self._note_submission(submission, age)
+        self.doubtful = submission
         try:
             ticket = self.client._submit(batch, self.deadline, age)
         except EcwidError as error:
             if not error.uncertain:  # Ecwid did not take the batch
                 self.submitted = before
+                self.doubtful = None
                 self.journal.add_refusal(submission.number, attempt)
             raise
+        self.doubtful = None
         submission.tickets.append(ticket)
         self.journal.add_ticket(submission.number, attempt, ticket)
 
@@ -2431,6 +2441,7 @@ class _Job:
         self.key_age = self.key_age or age
 
     def _other_input(self, submission: _Submission) -> _OtherInput:
+        self.can_go_on = False
         return _OtherInput(
             f"{self._range(submission)} differ from those that the journal {self.journal.path} "
             "has; use the input that the job began with, or a new journal",
@@ -2440,12 +2451,16 @@ class _Job:
 
     def _lost(self, submission: _Submission, batch: Batch, record: _Record) -> EcwidError:
         """Return the error of a submission of which nobody knows whether Ecwid took it."""
-        some = f"{len(batch):,} of " if record.ids else ""
+        names = self._range(submission)
+        if record.ids:
+            names = f"the requests {', '.join(record.ids[:_NAMED_AT_MOST])} of {names}"
+        rest = self._place(self.journal.last_batch, self.batch_size) + 1
         return EcwidError(
-            f"{some}{self._range(submission)} may have run: they were being submitted at "
-            f"{_iso(record.time)}, when the job ended, and Ecwid has forgotten their key. Look at "
-            f"the shop: if they did not run, delete line {record.line} of the journal "
-            f"{self.journal.path} and go on; if they did, run what follows them as a new job",
+            f"{names} may have run: they were being submitted at {_iso(record.time)}, when the job "
+            "ended, and Ecwid has forgotten their key. Look at the shop: if they did not run, "
+            f"delete line {record.line} of the journal {self.journal.path} and go on; if they did, "
+            f"wait for the other tickets in it, and run the rest, from request {rest:,} on, as a "
+            "new job",
             uncertain=True,
         )
 
@@ -2473,7 +2488,7 @@ class _Job:
             batch,
             self.deadline,
             self.on_progress,
-            functools.partial(self._annotate, submission),
+            functools.partial(self._annotate_look, submission),
         ).responses
 
     def _ids_to_repeat(
@@ -2510,34 +2525,55 @@ class _Job:
         last = self._place(submission.number, len(submission.batch))
         return f"requests {first:,} to {last:,}"
 
-    def _annotate(self, submission: _Submission, error: EcwidError) -> None:
-        """Add to an error on its way out what is needed to go on with the job."""
-        error.tickets = self.tickets
-        error.deduplication_key = None
-        if self.key_age is None or self.key_age.seconds_left() > 0:
-            error.deduplication_key = self.key
-        if isinstance(error, ApiError) and error.http_status == 404 and submission.tickets:
+    def _annotate_look(self, submission: _Submission, error: EcwidError) -> None:
+        """Add to an error of waiting what is needed to go on with the job."""
+        if isinstance(error, ApiError) and error.http_status == 404:
             self.can_go_on = False
             error.args = (
                 f"{error.args[0]}; Ecwid does not know the ticket of "
                 f"{self._range(submission)} any more: look at the shop",
             )
+        self._annotate(error)
+
+    def _annotate(self, error: EcwidError) -> None:
+        """Add to an error on its way out what is needed to go on with the job."""
+        error.tickets = self.tickets
+        error.deduplication_key = None
+        if self.key_age is None or self.key_age.seconds_left() > 0:
+            error.deduplication_key = self.key
         self.failure = error
 
     def how_to_go_on(self) -> str:
         """Return what a caller is to do after an error or an interruption."""
         if self.journal.path is not None:
             return "to go on, make the same call with the same journal"
-        left = 0.0 if self.key_age is None else self.key_age.seconds_left()
-        if left <= 0:
-            return (
-                "it is too late to stream the same requests again: wait for the tickets, and "
-                f"stream the rest, from request {self.submitted + 1:,} on, as a new job"
-            )
-        limit = f"within {int(left / 60)} minutes"
-        if not self.key_is_new:  # and perhaps of an earlier run
-            limit = "less than an hour after the job first began"
-        return f"to go on, {limit}, stream the same requests with deduplication_key={self.key!r}"
+        again = f"stream the same requests with deduplication_key={self.key!r}"
+        rest = f"request {self.submitted + 1:,}"
+        doubt = "" if self.doubtful is None else self._range(self.doubtful)
+        return _how_to_go_on(self.key_age, self.key_is_new, again, rest, doubt)
+
+
+def _how_to_go_on(age: _Age | None, key_is_new: bool, again: str, rest: str, doubt: str) -> str:
+    """Return how to go on with a job without a journal.
+
+    age         the time since the first submission of this run
+    key_is_new  whether the key was made for this run; else it may have been used before
+    again       how to do the same again under the key
+    rest        the first request that was not submitted
+    doubt       the requests of a submission without an answer, or ""
+    """
+    if not key_is_new:
+        return f"to go on, less than an hour after the job was first started, {again}"
+    left = 0.0 if age is None else age.seconds_left()
+    if left > 0:
+        until = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
+        return f"to go on, until {until}, {again}; what has run does not run again"
+    if doubt:
+        doubt = f"; {doubt} may have run: look at the shop"
+    return (
+        "it is too late to go on with the deduplication key: wait for the tickets, and run the "
+        f"rest, from {rest} on, as a new job{doubt}"
+    )
 
 
 def _watched(job: _Job) -> Generator[BatchResponse, None, None]:
@@ -2597,9 +2633,9 @@ def _is_cancelled(responses: tuple[BatchResponse, ...], options: _Options) -> bo
         return True
     if options.group_id is not None and "UNKNOWN" in statuses:  # only a group can be cancelled
         return True
-    return "NOT_EXECUTED" in statuses and not (
-        options.stops_on_failure and statuses & {"FAILED", "UNKNOWN"}
-    )
+    failed = "FAILED" in statuses or "UNKNOWN" in statuses
+    stopped = options.stops_on_failure and failed  # which keeps the rest from running, too
+    return "NOT_EXECUTED" in statuses and not stopped
 
 
 # --- The journal ----------------------------------------------------------------------------------
@@ -2658,6 +2694,11 @@ class _Journal:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def last_batch(self) -> int:
+        """The highest number of a batch that an earlier run submitted."""
+        return max(number for number, _ in self._records)
 
     def begin(self, job: dict[str, Any]) -> str:
         """Begin a new journal, or check that it is that of the same job; return the job's key.
@@ -3378,9 +3419,10 @@ def _command_run(args: argparse.Namespace) -> int:
         try:
             _report_job(job, source, report, failed)
         except (Exception, KeyboardInterrupt) as error:
-            status = _failure(error)
-            _explain_job(error, job, source, args)
-            return status
+            try:
+                return _failure(error)
+            finally:
+                _explain_job(error, job, source, args)
     status = report.end()
     if status and args.failed is None and not args.quiet:
         _error("--failed FILE writes the requests that did not succeed, to be run again")
@@ -3415,7 +3457,7 @@ def _explain_job(error: BaseException, job: _Job, source: _Input, args: argparse
     """Say how to go on with a job of which something was, or may have been, submitted."""
     if isinstance(error, _OtherInput):
         first, last = source.line_of(error.first), source.line_of(error.last)
-        _error(f"that is lines {first:,} to {last:,} of the input")
+        _error(f"that is {source.unit} {first:,} to {source.unit} {last:,} of the input")
         return
     finished = all(submission.finished for submission in job.undelivered)
     quiet = isinstance(error.__cause__, BrokenPipeError) and finished
@@ -3426,33 +3468,13 @@ def _explain_job(error: BaseException, job: _Job, source: _Input, args: argparse
     if args.journal is not None:
         _error("to go on, run the same command again; what has run does not run again")
     else:
-        rest = source.line_of(job.submitted + 1)
-        _explain_key(job.key, job.key_age, job.key_is_new, rest)
-
-
-def _explain_key(key: str, age: _Age | None, is_new: bool, rest: int) -> None:
-    """Say how to go on with a job without a journal.
-
-    is_new  whether the key is of this run, or was given and may be of an earlier one
-    rest    the first line that was not submitted
-    """
-    left = 0.0 if age is None else age.seconds_left()
-    if left <= 0:
-        _error(
-            "the deduplication key is too old to go on with: wait for the tickets with "
-            f"`ecwid-batch wait`, and run the rest, from line {rest:,} on, as a new job"
-        )
-    elif not is_new:
-        _error(
-            "to go on, less than an hour after the job was first started, run the same command "
-            "again; what has run does not run again"
-        )
-    else:
-        until = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
-        _error(
-            f"to go on, until {until}, run the same command with --deduplication-key {key}; what "
-            "has run does not run again"
-        )
+        again = f"run the same command with --deduplication-key {job.key}"
+        rest = f"{source.unit} {source.line_of(job.submitted + 1):,}"
+        doubt = ""
+        if job.doubtful is not None:
+            first = job.submitted - len(job.doubtful.batch) + 1
+            doubt = f"{source.unit} {source.line_of(first):,} up to there"
+        _error(_how_to_go_on(job.key_age, job.key_is_new, again, rest, doubt))
 
 
 def _command_submit(args: argparse.Namespace) -> int:
@@ -3462,26 +3484,34 @@ def _command_submit(args: argparse.Namespace) -> int:
     client = _client(args)
     key = _checked_key(args.deduplication_key)
     age: _Age | None = None
-    submitted = 0  # requests that are, or may be, at Ecwid
-    size = 0  # requests of the last batch
+    submitted = 0  # requests that are at Ecwid
+    size = 0  # requests of a batch of which that is not known yet
     with _opened(args.file) as file:
         source = _Input(file, args.batch_size)
         batches = _split(source.requests(), args.batch_size, _options(args), key)
         try:
             for batch in batches:
-                source.skip(size)
                 age = age or _Age()
                 size = len(batch)
+                ticket = client.submit(batch)
                 submitted += size
-                _print_ticket(client.submit(batch))
+                size = 0
+                _print_ticket(ticket)
+                source.skip(len(batch))
         except (Exception, KeyboardInterrupt) as error:
-            status = _failure(error)
             if isinstance(error, EcwidError) and not error.uncertain:
-                submitted -= size
-            if submitted:
-                is_new = args.deduplication_key is None
-                _explain_key(key, age, is_new, source.line_of(submitted + 1))
-            return status
+                size = 0
+            try:
+                return _failure(error)
+            finally:
+                if submitted or size:
+                    again = f"run the same command with --deduplication-key {key}"
+                    rest = f"{source.unit} {source.line_of(submitted + size + 1):,}"
+                    doubt = ""
+                    if size:
+                        doubt = f"{source.unit} {source.line_of(submitted + 1):,} up to there"
+                    is_new = args.deduplication_key is None
+                    _error(_how_to_go_on(age, is_new, again, rest, doubt))
     return 0
 
 

@@ -2987,7 +2987,9 @@ class Streams(TestCase):
                 for response in client.stream(creates(12), batch_size=3, timeout=6500):
                     found.append(response)
             self.assertIsNone(caught.exception.deduplication_key)
-            self.assertIn("it is too late to stream the same requests", str(caught.exception))
+            self.assertIn(
+                "it is too late to go on with the deduplication key", str(caught.exception)
+            )
             self.assertIn("from request 10 on, as a new job", str(caught.exception))
             self.assertEqual(len(found), 6)
 
@@ -3006,12 +3008,25 @@ class Streams(TestCase):
                 )
             self.assertIn("from request 5 on, as a new job", str(caught.exception))
 
+    def test_after_the_hour_a_submission_without_an_answer_is_named(self):
+        with virtual(latency=1300.0) as (engine, client, clock):
+
+            def fault(after):
+                if after and len(engine.jobs) == 2:
+                    raise ConnectionResetError("reset")
+
+            client.opener.fault = fault
+            with self.assertRaises(TransportError) as caught:
+                list(client.stream(creates(9), batch_size=3))
+            self.assertIn("from request 7 on, as a new job", str(caught.exception))
+            self.assertIn("requests 4 to 6 may have run: look at the shop", str(caught.exception))
+
     def test_a_key_that_was_given_may_be_of_an_earlier_run(self):
         with virtual(latency=1000.0) as (engine, client, _):
             self.fails(
                 lambda: list(client.stream(creates(3), timeout=500, deduplication_key=KEY)),
                 BatchTimeoutError,
-                "to go on, less than an hour after the job first began, stream the same requests",
+                "to go on, less than an hour after the job was first started, stream the same",
             )
 
     def test_leaving_early_logs_the_tickets_and_how_to_go_on(self):
@@ -3300,6 +3315,29 @@ class Journals(TestCase):
             self.path.write_text("".join(lines[:3]))
             self.assertEqual(len(list(self.stream(client, creates(9)))), 9)
             self.assertEqual(ran(engine), skus(9))
+
+    def test_a_lost_retry_names_its_requests_and_what_comes_after_all_that_was_submitted(self):
+        with virtual(latency=1.0) as (engine, client, clock):
+            engine.script = lambda call: (429, {}) if len(engine.ledger) == 2 else None
+            submit, calls = client._submit, itertools.count(1)
+
+            def dies(*arguments):
+                ticket = submit(*arguments)
+                if next(calls) == 3:
+                    raise Killed
+                return ticket
+
+            with mock.patch.object(client, "_submit", dies), self.assertRaises(Killed):
+                list(self.stream(client, creates(12), retry=1))
+            self.assertEqual(self.lines()[-1]["ids"], ["000002"])
+            clock.now += 3 * HOUR
+            error = self.fails(
+                lambda: list(self.stream(client, creates(12), retry=1)),
+                EcwidError,
+                "the requests 000002 of requests 1 to 3 may have run",
+            )
+            self.assertIn("from request 7 on, as a new job", str(error))
+            self.assertNotIn("to go on, make", str(error))
 
     def test_a_submission_that_ecwid_refused_leaves_no_doubt(self):
         with virtual(client_options={"max_retry_time": 0}) as (engine, client, clock):
@@ -3924,6 +3962,7 @@ class CommandLine(OnTheCommandLine):
         self.assertIn("to go on, less than an hour after the job was first started, run", err)
         code, out, err = self.call("run", source, *size[:2], "--deduplication-key", key)
         self.assertEqual((code, ran(self.ecwid)), (0, skus(9)), err)
+        self.ecwid.faults = []
         code, out, err = self.call("wait", *self.ecwid.jobs, "--timeout", "0")
         self.assertEqual(code, 4)
 
@@ -3999,7 +4038,7 @@ class CommandLine(OnTheCommandLine):
         self.file("\n" + self.lines(requests))
         code, _, err = self.call("run", source, *options)
         self.assertEqual((code, len(self.ecwid.ledger)), (2, calls))
-        self.assertIn("that is lines 5 to 7 of the input", err)
+        self.assertIn("that is line 5 to line 7 of the input", err)
 
     def test_a_cancelled_group_and_missing_responses_are_exit_1_with_true_counts(self):
         self.ecwid.latency = 1.0
@@ -4271,9 +4310,9 @@ class TheStandIn(WithStandIn):
         with virtual() as (engine, client, clock):
             batch = Batch(gets(1))
             ticket = client.submit(batch)
-            clock.now += 3599
+            clock.now += 3590
             self.assertEqual(client.submit(batch), ticket)
-            clock.now += 2
+            clock.now += 20
             self.assertNotEqual(client.submit(batch), ticket)
 
     def test_it_blocks_a_token_with_too_many_calls_and_early_calls_prolong_that(self):
