@@ -3529,7 +3529,7 @@ class Schedule:
         with virtual(latency=0.5) as (self.engine, self.client, self.clock):
             self.engine.script = self.script
             self.client.opener.fault = self.fault
-            for _ in range(60):
+            for _ in range(300):
                 try:
                     found = self.start()
                 except EcwidError:
