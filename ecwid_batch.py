@@ -1486,8 +1486,9 @@ def _timestamp(http_date: str) -> float | None:
 #
 #   BatchRequest           checks the path and makes its JSON text
 #   Batch                  gives it an id and joins the texts
-#   EcwidClient.submit     POSTs the batch:          _submit -> _call -> _exchange -> urllib
-#   EcwidClient.wait       polls until it is done:   _follow -> _look -> _call
+#   EcwidClient.submit     POSTs the batch:          _submit -> _call
+#   EcwidClient.wait       polls until it is done:   _follow -> _status -> _call
+#   _call                  tries until it succeeds:  _answer -> _request, _exchange -> urllib
 #   BatchStatus            reads the answer, one BatchResponse a row
 #   _matched_to            puts the responses into the order of the requests
 #
@@ -1803,9 +1804,8 @@ class EcwidClient:
         status = self._call(
             "GET", "/batch", query, lambda data: _read_status(data, self._clean), deadline=deadline
         )
-        if not responses:  # by the older reference Ecwid sends them all the same
-            return dataclasses.replace(status, ticket=ticket, responses=())
-        return dataclasses.replace(status, ticket=ticket)
+        rows = status.responses if responses else ()  # which the older reference sends anyway
+        return dataclasses.replace(status, ticket=ticket, responses=rows)
 
     def _follow(
         self,
@@ -2443,8 +2443,8 @@ class _Job:
     def _other_input(self, submission: _Submission) -> _OtherInput:
         self.can_go_on = False
         return _OtherInput(
-            f"{self._range(submission)} differ from those that the journal {self.journal.path} "
-            "has; use the input that the job began with, or a new journal",
+            f"something in {self._range(submission)} differs from what the journal "
+            f"{self.journal.path} has; use the input that the job began with, or a new journal",
             self._place(submission.number, 1),
             self._place(submission.number, len(submission.batch)),
         )
@@ -2641,6 +2641,13 @@ def _is_cancelled(responses: tuple[BatchResponse, ...], options: _Options) -> bo
 # --- The journal ----------------------------------------------------------------------------------
 
 _JOURNAL = "ecwid_batch 1"  # the format of the file
+_HEADER_NAMES = {
+    "journal": "format",
+    "store": "store_id",
+    "key": "deduplication_key",
+    "batchSize": "batch_size",
+    "stopOnFirstFailure": "stop_on_first_failure",
+}
 _JOURNAL_START = b'{"journal": "ecwid_batch'
 
 
@@ -2717,9 +2724,9 @@ class _Journal:
             for name, value in job.items():
                 if self._header.get(name) != value:
                     raise ValueError(
-                        f"the journal {self.path} is of a job with {name} "
-                        f"{self._header.get(name)!r}, not {value!r}; use another journal for "
-                        "another job"
+                        f"the journal {self.path} is of a job with {_HEADER_NAMES[name]}="
+                        f"{self._header.get(name)!r}, not {value!r}; give the options that the job "
+                        "began with, or use another journal"
                     )
             return _checked_key(job["key"])
         except BaseException:
@@ -2848,7 +2855,7 @@ def _iso(moment: float) -> str:
 _MAX_LINE = 16 * 1024 * 1024  # bytes of one line of FILE
 _MAX_ARRAY = 256 * 1024 * 1024  # bytes of a JSON array in FILE
 _MAX_TOKEN_FILE = 65536  # bytes
-_ASK_RETRY_TIME = 10.0  # seconds for which a command that asks one thing tries again
+_ASK_RETRY_TIME = 10.0  # seconds of tries for each call of a command that only asks
 _NAMED_AT_MOST = 20  # lines in one message
 
 _HELP = """\
@@ -3337,13 +3344,10 @@ class _Failed:
             return
         if not path or (os.path.exists(path) and not os.path.isfile(path)):
             raise ValueError(f"--failed must be a regular file, not {path!r}")
-        import tempfile
-
         self._target = os.path.realpath(path)
-        folder = os.path.dirname(self._target)
-        self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115
-            "w", encoding="ascii", dir=folder, prefix=".ecwid-batch-", delete=False
-        )
+        self._temporary = f"{self._target}.part"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+        self._file = open(os.open(self._temporary, flags, 0o600), "w", encoding="ascii")  # noqa: SIM115
 
     def add(self, response: BatchResponse, line: int) -> None:
         if self._path is None or response.ok:
@@ -3366,7 +3370,7 @@ class _Failed:
             return
         with self._writing():
             self._file.close()
-            os.replace(self._file.name, self._target)
+            os.replace(self._temporary, self._target)
         if self._risky:
             more = self._risky_count - len(self._risky)
             lines = ", ".join(self._risky) + (f" and {more:,} more" if more else "")
@@ -3381,7 +3385,7 @@ class _Failed:
             with contextlib.suppress(OSError):
                 self._file.close()
             with contextlib.suppress(OSError):
-                os.unlink(self._file.name)
+                os.unlink(self._temporary)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -3397,8 +3401,9 @@ def _command_run(args: argparse.Namespace) -> int:
         return _dry_run(args)
     client = _client(args)
     with contextlib.ExitStack() as stack:
-        if args.failed and args.journal and _same_file(args.failed, args.journal):
-            raise ValueError("--failed and --journal must be two files")
+        for other in (args.journal, args.file):
+            if args.failed and other and _same_file(args.failed, other):
+                raise ValueError(f"--failed must be another file than {other}, which goes on")
         source = _Input(stack.enter_context(_opened(args.file)), args.batch_size)
         failed = _Failed(args.failed)
         stack.callback(failed.discard)
@@ -3420,7 +3425,7 @@ def _command_run(args: argparse.Namespace) -> int:
             _report_job(job, source, report, failed)
         except (Exception, KeyboardInterrupt) as error:
             try:
-                return _failure(error)
+                return _report_failure(error)
             finally:
                 _explain_job(error, job, source, args)
     status = report.end()
@@ -3457,7 +3462,8 @@ def _explain_job(error: BaseException, job: _Job, source: _Input, args: argparse
     """Say how to go on with a job of which something was, or may have been, submitted."""
     if isinstance(error, _OtherInput):
         first, last = source.line_of(error.first), source.line_of(error.last)
-        _error(f"that is {source.unit} {first:,} to {source.unit} {last:,} of the input")
+        if (first, last) != (error.first, error.last):
+            _error(f"that is {source.unit} {first:,} to {source.unit} {last:,} of the input")
         return
     finished = all(submission.finished for submission in job.undelivered)
     quiet = isinstance(error.__cause__, BrokenPipeError) and finished
@@ -3502,7 +3508,7 @@ def _command_submit(args: argparse.Namespace) -> int:
             if isinstance(error, EcwidError) and not error.uncertain:
                 size = 0
             try:
-                return _failure(error)
+                return _report_failure(error)
             finally:
                 if submitted or size:
                     again = f"run the same command with --deduplication-key {key}"
@@ -3564,8 +3570,9 @@ def _command_wait(args: argparse.Namespace) -> int:
         report.missing += max(0, status.total_requests - len(status.responses))
 
     failure = _for_each(args.tickets, wait)
-    status = report.end()
-    return failure or status
+    if failure and not report.answered:
+        return failure
+    return report.end() or failure
 
 
 def _command_status(args: argparse.Namespace) -> int:
@@ -3611,7 +3618,7 @@ def _for_each(tickets: list[str], act: Callable[[str], None]) -> int:
         try:
             act(ticket)
         except ApiError as error:  # such as a ticket that Ecwid does not know: try the others
-            status = _failure(error)
+            status = _report_failure(error)
     return status
 
 
@@ -3653,7 +3660,7 @@ def _terminate(*args: object) -> None:
     raise _Terminated
 
 
-def _failure(error: BaseException) -> int:
+def _report_failure(error: BaseException) -> int:
     """Tell the user what went wrong; return the exit status. Raises the error if it is a bug."""
     if isinstance(error, _OutputError):
         if not isinstance(error.__cause__, BrokenPipeError):  # a reader that has had enough
@@ -3720,7 +3727,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise _OutputError("standard output is closed")
             return int(args.function(args))
         except (Exception, KeyboardInterrupt) as error:
-            return _failure(error)
+            return _report_failure(error)
 
 
 if __name__ == "__main__":

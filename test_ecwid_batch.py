@@ -619,8 +619,8 @@ class StandIn(Engine):
     """The engine on loopback, over real HTTP: `with StandIn() as ecwid:`.
 
     client()  returns an EcwidClient for it; options are those of EcwidClient
-    base_url, store_id, token
-              for a client of your own
+    environment
+              what EcwidClient.from_env() reads, as a dict, for code that makes its own client
     faults    what is to go wrong, one item a request, oldest first: a name from FAULTS, None, or a
               function that is called with the http.server handler and answers the request itself
 
@@ -658,6 +658,15 @@ class StandIn(Engine):
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
+
+    @property
+    def environment(self):
+        """The environment that makes EcwidClient.from_env() a client of the stand-in."""
+        return {
+            "ECWID_BASE_URL": self.base_url,
+            "ECWID_STORE_ID": str(self.store_id),
+            "ECWID_TOKEN": self.token,
+        }
 
     def client(self, **options):
         library = find_library()
@@ -833,12 +842,7 @@ def serve(args):
     except (OSError, ValueError) as error:
         sys.exit(f"serve: {error}")
     with standin as ecwid:
-        environment = {
-            "ECWID_BASE_URL": ecwid.base_url,
-            "ECWID_STORE_ID": ecwid.store_id,
-            "ECWID_TOKEN": ecwid.token,
-        }
-        print("export", *(f"{name}={value}" for name, value in environment.items()))
+        print("export", *(f"{name}={value}" for name, value in ecwid.environment.items()))
         print("# a stand-in for Ecwid listens there. Set this in another shell, then run")
         print("# ecwid_batch.py. Ctrl-C ends it.", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
@@ -1770,6 +1774,13 @@ class Clients(TestCase):
             del os.environ["ECWID_STORE_ID"]
             with self.raises(ValueError, "set ECWID_STORE_ID in the environment"):
                 EcwidClient.from_env()
+
+    def test_from_env_takes_what_the_constructor_takes(self):
+        ours = inspect.signature(EcwidClient).parameters
+        environments = inspect.signature(EcwidClient.from_env).parameters
+        self.assertEqual(list(ours), list(environments))
+        for name in ("timeout", "max_retry_time", "opener"):
+            self.assertEqual(ours[name].default, environments[name].default)
 
     def test_a_used_client_can_be_pickled_and_copied(self):
         ecwid = self.standin()
@@ -3159,24 +3170,36 @@ class Journals(TestCase):
             mended = creates(7)
             mended[4] = BatchRequest.post("/products", {"sku": "mended", "name": "n"})
             for requests, options, kind, words in (
-                (mended, {}, ValueError, "requests 4 to 6 differ from those that the journal"),
-                (creates(8), {}, ValueError, "requests 7 to 8 differ from those that the journal"),
+                (mended, {}, ValueError, "something in requests 4 to 6 differs from what"),
+                (creates(8), {}, ValueError, "something in requests 7 to 8 differs from what"),
                 (creates(6), {}, ValueError, "the input ends before request 7, but the journal"),
-                (creates(7), {"deduplication_key": KEY}, ValueError, "is of a job with key"),
-                (creates(7), {"batch_size": 4}, ValueError, "is of a job with batchSize 3, not 4"),
-                (creates(7), {"stop_on_first_failure": None}, ValueError, "stopOnFirstFailure"),
+                (
+                    creates(7),
+                    {"deduplication_key": KEY},
+                    ValueError,
+                    "is of a job with deduplication_key=",
+                ),
+                (creates(7), {"batch_size": 4}, ValueError, "is of a job with batch_size=3, not 4"),
+                (
+                    creates(7),
+                    {"stop_on_first_failure": None},
+                    ValueError,
+                    "stop_on_first_failure=False, not True",
+                ),
             ):
-                with self.subTest(words=words):
+                logger = logging.getLogger("ecwid_batch")
+                with self.subTest(words=words), mock.patch.object(logger, "warning") as warning:
                     found = []
                     with self.raises(kind, words):
                         for response in self.stream(client, requests, **options):
                             found.append(response)
-                    if words.startswith("requests 4"):
+                    self.assertEqual(warning.call_count, 0)  # no advice to do the same again
+                    if "4 to 6" in words:
                         self.assertEqual(len(found), 3)
                     self.assertEqual(len(engine.ledger), calls)
                     self.assertEqual(self.path.read_bytes(), before)
             other = EcwidClient(1004, "t", opener=client.opener)
-            with self.raises(ValueError, "is of a job with store 1003, not 1004"):
+            with self.raises(ValueError, "is of a job with store_id=1003, not 1004"):
                 self.stream(other, creates(7))
 
     def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(self):
@@ -3234,7 +3257,7 @@ class Journals(TestCase):
             self.assertTrue(all(r.ok for r in self.stream(client, gets(3), retry=1)))
             text = self.path.read_text()
             for old, new, words in (
-                ('"ids": ["000001"]', '"ids": ["zz"]', "requests 1 to 3 differ from those"),
+                ('"ids": ["000001"]', '"ids": ["zz"]', "something in requests 1 to 3 differs"),
                 ('"ids": ["000001"]', '"ids": [5]', "is not a journal: see its line 4"),
                 ('"ticket": "', '"ticket": 5, "x": "', "is not a journal: see its line 3"),
             ):
@@ -3787,6 +3810,7 @@ class CommandLine(OnTheCommandLine):
         code, out, _ = self.call("list", "COMPLETED")
         self.assertEqual(out, tickets)
         code, out, _ = self.call("cancel", "night", "--ticket", tickets[0])
+        self.assertEqual(code, 0)
         self.assertEqual(out, ['{"group": "night", "updateCount": 0}'])
         code, out, _ = self.call("delete", *tickets)
         self.assertEqual([json.loads(line)["deleteCount"] for line in out], [1, 1])
@@ -3842,7 +3866,12 @@ class CommandLine(OnTheCommandLine):
             (("run", good, "--journal", good), "", "is not a journal: see its line 1"),
             (("run", good, "--failed", os.devnull), "", "--failed must be a regular file"),
             (("run", good, "--failed", ""), "", "--failed must be a regular file, not ''"),
-            (("run", good, "--failed", "x", "--journal", "./x"), "", "must be two files"),
+            (
+                ("run", good, "--failed", "x", "--journal", "./x"),
+                "",
+                "--failed must be another file than ./x",
+            ),
+            (("run", good, "--failed", good), "", "--failed must be another file than"),
             (("run", "-"), '[{"method": "GET"}]', "request 1: must be a JSON object with meth"),
             (("run", good, "--failed", self.here / "no" / "f"), "", "No such file or directory"),
             (("run", good, "--base-url", "http://example.com"), "", "must begin with https://"),
@@ -3874,6 +3903,15 @@ class CommandLine(OnTheCommandLine):
         for name, words in (("ECWID_STORE_ID", "set ECWID_STO"), ("ECWID_TOKEN", "set ECWID_TOK")):
             code, _, err = self.call("run", good, env={name: None})
             self.assertEqual((code, words in err), (2, True))
+
+    def test_an_id_may_stand_in_another_batch_again(self):
+        one, other = (
+            '{"id": "x", "method": "GET", "path": "/a"}\n',
+            '{"method": "GET", "path": "/"}\n',
+        )
+        for text, code in ((one + other + one, 0), (other + one + one, 0), (one + one + other, 2)):
+            got, _, err = self.call("run", "--dry-run", "--batch-size", "2", "-", stdin=text)
+            self.assertEqual(got, code, err)
 
     def test_endless_input_is_refused_after_a_bound(self):
         class Zeros(io.RawIOBase):
@@ -3920,11 +3958,12 @@ class CommandLine(OnTheCommandLine):
         self.assertIn("8 requests: 2 succeeded, 1 failed, 5 did not run;", err)
         self.ecwid.script = None
         failed.write_text(failed.read_text().replace("sku-2", "mended"))
-        code, out, err = self.call("run", failed, *arguments)
-        self.assertEqual((code, failed.read_text()), (0, ""))
+        mended, left = failed, self.here / "left.jsonl"
+        code, out, err = self.call("run", mended, *arguments[:3], left)
+        self.assertEqual((code, left.read_text()), (0, ""))
         counts = collections.Counter(ran(self.ecwid))
         self.assertEqual(counts, collections.Counter([*skus(8), "mended"]))
-        self.assertEqual(sorted(os.listdir(self.here)), ["failed.jsonl", "in.jsonl"])
+        self.assertEqual(sorted(os.listdir(self.here)), ["failed.jsonl", "in.jsonl", "left.jsonl"])
 
     def test_what_may_have_run_all_the_same_is_named(self):
         self.ecwid.script = fails_at(1, 3, status=500)
@@ -4188,8 +4227,9 @@ class Output(OnTheCommandLine):
     def test_ctrl_c_before_anything_was_sent_says_nothing_about_going_on(self):
         with mock.patch.object(EcwidClient, "_submit", side_effect=KeyboardInterrupt):
             with mock.patch("ecwid_batch._Input.requests", side_effect=KeyboardInterrupt):
-                code, _, err = self.call("run", "-", stdin=EXAMPLE)
-        self.assertEqual((code, err), (130, "ecwid-batch: interrupted\n"))
+                for command in ("run", "submit"):
+                    code, _, err = self.call(command, "-", stdin=EXAMPLE)
+                    self.assertEqual((code, err), (130, "ecwid-batch: interrupted\n"))
 
     def test_progress_is_one_line_that_fits_the_terminal(self):
         class Terminal(io.StringIO):
@@ -4526,11 +4566,7 @@ class Readme(TestCase):
         super().setUp()
         self.text = (HERE / "README.md").read_text(encoding="utf-8")
         self.virtual, self.ecwid = self.clock(), self.standin(latency=0.01)
-        self.environment = {
-            "ECWID_STORE_ID": "1003",
-            "ECWID_TOKEN": self.ecwid.token,
-            "ECWID_BASE_URL": self.ecwid.base_url,
-        }
+        self.environment = self.ecwid.environment
 
     def blocks(self, language):
         return re.findall(rf"^```{language}\n(.*?)^```$", self.text, re.M | re.S)
@@ -4568,7 +4604,7 @@ class Readme(TestCase):
     def test_the_recipe_for_events_raises_until_the_batch_is_done(self):
         handler, context = self.recipe(0)
         self.ecwid.latency = 50
-        event = {"prices": {"999": 1, "1": 5.5, "2": 7}, "key": KEY}
+        event = {"id": KEY, "detail": {"prices": {"999": 1, "1": 5.5, "2": 7}}}
         with self.assertRaises(BatchTimeoutError):
             handler(event, context)
         handler, context = self.recipe(0)
@@ -4648,7 +4684,7 @@ class Readme(TestCase):
         self.assertEqual([one["status"] for one in rows], ["COMPLETED", "FAILED"])
 
     def test_it_names_what_there_is(self):
-        self.assertLessEqual(len(self.text.splitlines()), 330)
+        self.assertLessEqual(len(self.text.splitlines()), 300)
         for name in ecwid_batch.__all__:
             if name.endswith("Error"):
                 self.assertIn(f"`{name}`", self.text)

@@ -90,9 +90,7 @@ class Function:
             "AWS_LAMBDA_FUNCTION_VERSION": "1",
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "128",
             "LAMBDA_TASK_ROOT": self.folder,
-            "ECWID_STORE_ID": str(ecwid.store_id),
-            "ECWID_TOKEN": ecwid.token,
-            "ECWID_BASE_URL": ecwid.base_url,
+            **ecwid.environment,
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         self.process = None
@@ -154,7 +152,7 @@ def check(claim, true, seen):
 def events():
     print("an event of S3, SNS or EventBridge", flush=True)
     prices = {str(number): 5.5 + number for number in range(6)}
-    event = {"prices": prices, "key": str(uuid.uuid4())}
+    event = {"id": str(uuid.uuid4()), "detail": {"prices": prices}}
     with function(0, latency=0.5) as (made, ecwid):
         ecwid.faults += ["reset after", None, "cut off after"]
         ends = []
