@@ -788,14 +788,7 @@ def _read_response(row: Any, clean: Callable[[str], str]) -> BatchResponse:
     line = row.get("httpStatusLine")
     escaped = row.get("escapedHttpBody")
     code = row.get("httpStatusCode", row.get("httpCode")) or None  # httpCode: older reference
-    if not (
-        isinstance(id, _TEXT_OR_NONE)
-        and isinstance(line, _TEXT_OR_NONE)
-        and isinstance(escaped, _TEXT_OR_NONE)
-    ):
-        raise _invalid("a response in the batch status has a field that is not text")
-    if not isinstance(code, (int, type(None))):
-        raise _invalid("a response in the batch status has a status code that is not a number")
+    _check_row(id, line, escaped, code)
     if line:
         line = clean(line)
     response = BatchResponse(
@@ -819,20 +812,28 @@ def _read_response(row: Any, clean: Callable[[str], str]) -> BatchResponse:
     )
 
 
+def _check_row(id: object, line: object, escaped: object, code: object) -> None:
+    for text in (id, line, escaped):
+        if not isinstance(text, _TEXT_OR_NONE):
+            raise _invalid("a response in the batch status has a field that is not text")
+    if not isinstance(code, (int, type(None))):
+        raise _invalid("a response in the batch status has a status code that is not a number")
+
+
 def _believed_status(status: object, code: int | None) -> str:
     """Return the status of a row; of a row that contradicts itself, the worse reading."""
-    succeeded = code is not None and 200 <= code < 300
-    if status == "COMPLETED" and (succeeded or code is None):
-        return "COMPLETED"
-    if status == "COMPLETED":
+    if not isinstance(status, str):
+        raise _invalid("a response in the batch status has no status")
+    if status not in ("COMPLETED", "FAILED", "NOT_EXECUTED"):
+        return "UNKNOWN"
+    if code is None:
+        return status
+    succeeded = 200 <= code < 300
+    if status == "COMPLETED" and not succeeded:
         return "FAILED"
     if status == "NOT_EXECUTED" and succeeded:
         return "UNKNOWN"
-    if status == "FAILED" or status == "NOT_EXECUTED":
-        return str(status)
-    if not isinstance(status, str):
-        raise _invalid("a response in the batch status has no status")
-    return "UNKNOWN"
+    return status
 
 
 def _with_error(
@@ -3401,9 +3402,7 @@ def _command_run(args: argparse.Namespace) -> int:
         return _dry_run(args)
     client = _client(args)
     with contextlib.ExitStack() as stack:
-        for other in (args.journal, args.file):
-            if args.failed and other and _same_file(args.failed, other):
-                raise ValueError(f"--failed must be another file than {other}, which goes on")
+        _check_failed_path(args)
         source = _Input(stack.enter_context(_opened(args.file)), args.batch_size)
         failed = _Failed(args.failed)
         stack.callback(failed.discard)
@@ -3434,6 +3433,12 @@ def _command_run(args: argparse.Namespace) -> int:
     return status
 
 
+def _check_failed_path(args: argparse.Namespace) -> None:
+    for other in (args.journal, args.file):
+        if args.failed and other and _same_file(args.failed, other):
+            raise ValueError(f"--failed must be another file than {other}, which is still needed")
+
+
 def _same_file(one: str, other: str) -> bool:
     if os.path.exists(one) and os.path.exists(other):
         return os.path.samefile(one, other)
@@ -3458,6 +3463,12 @@ def _report_job(job: _Job, source: _Input, report: _Report, failed: _Failed) -> 
     failed.finish()
 
 
+def _is_quiet_end(error: BaseException, job: _Job) -> bool:
+    """Return whether the reader of the output has had enough, and no batch runs any more."""
+    finished = all(submission.finished for submission in job.undelivered)
+    return isinstance(error.__cause__, BrokenPipeError) and finished
+
+
 def _explain_job(error: BaseException, job: _Job, source: _Input, args: argparse.Namespace) -> None:
     """Say how to go on with a job of which something was, or may have been, submitted."""
     if isinstance(error, _OtherInput):
@@ -3465,22 +3476,35 @@ def _explain_job(error: BaseException, job: _Job, source: _Input, args: argparse
         if (first, last) != (error.first, error.last):
             _error(f"that is {source.unit} {first:,} to {source.unit} {last:,} of the input")
         return
-    finished = all(submission.finished for submission in job.undelivered)
-    quiet = isinstance(error.__cause__, BrokenPipeError) and finished
-    if not job.submitted or not job.can_go_on or quiet:
+    if not job.submitted or not job.can_go_on or _is_quiet_end(error, job):
         return
     if job.tickets and not isinstance(error, EcwidError):
         _error(f"tickets at Ecwid: {', '.join(job.tickets)}")
     if args.journal is not None:
         _error("to go on, run the same command again; what has run does not run again")
     else:
-        again = f"run the same command with --deduplication-key {job.key}"
-        rest = f"{source.unit} {source.line_of(job.submitted + 1):,}"
-        doubt = ""
-        if job.doubtful is not None:
-            first = job.submitted - len(job.doubtful.batch) + 1
-            doubt = f"{source.unit} {source.line_of(first):,} up to there"
-        _error(_how_to_go_on(job.key_age, job.key_is_new, again, rest, doubt))
+        doubtful = 0 if job.doubtful is None else len(job.doubtful.batch)
+        advice = _how_to_run_again(
+            job.key, job.key_age, job.key_is_new, source, job.submitted, doubtful
+        )
+        _error(advice)
+
+
+def _how_to_run_again(
+    key: str, age: _Age | None, key_is_new: bool, source: _Input, submitted: int, doubtful: int
+) -> str:
+    """Return how to go on with a command without a journal.
+
+    submitted  requests that were, or may have been, submitted
+    doubtful   how many of them, the last, were in a submission without an answer
+    """
+    again = f"run the same command with --deduplication-key {key}"
+    rest = f"{source.unit} {source.line_of(submitted + 1):,}"
+    doubt = ""
+    if doubtful:
+        first = source.line_of(submitted - doubtful + 1)
+        doubt = f"{source.unit} {first:,} up to there"
+    return _how_to_go_on(age, key_is_new, again, rest, doubt)
 
 
 def _command_submit(args: argparse.Namespace) -> int:
@@ -3511,13 +3535,8 @@ def _command_submit(args: argparse.Namespace) -> int:
                 return _report_failure(error)
             finally:
                 if submitted or size:
-                    again = f"run the same command with --deduplication-key {key}"
-                    rest = f"{source.unit} {source.line_of(submitted + size + 1):,}"
-                    doubt = ""
-                    if size:
-                        doubt = f"{source.unit} {source.line_of(submitted + 1):,} up to there"
                     is_new = args.deduplication_key is None
-                    _error(_how_to_go_on(age, is_new, again, rest, doubt))
+                    _error(_how_to_run_again(key, age, is_new, source, submitted + size, size))
     return 0
 
 
