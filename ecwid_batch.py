@@ -23,8 +23,8 @@ The promises:
   the status UNKNOWN: it may have run.
 - No request runs twice, unless you ask for it with `retry` or with stop_on_first_failure=False. A
   batch carries a deduplication key, so a submission whose answer was lost is repeated without harm
-  while Ecwid remembers the key, one hour. A journal keeps the promise for as long as Ecwid keeps
-  the batches.
+  while Ecwid remembers the key, one hour. With a journal nothing runs twice, however late; its
+  responses can be had for as long as Ecwid keeps the batches.
 - Invalid arguments raise ValueError or TypeError before anything is sent; an invalid request in a
   stream raises them before its batch is sent. A failed call raises an EcwidError, which carries
   what is needed to resume.
@@ -318,7 +318,9 @@ def _param_text(name: str, value: object) -> str:
     return text
 
 
-_DECIMAL = os.urandom(16).hex()  # marks a Decimal until its quotes are removed; never in a text
+_DECIMAL = os.urandom(
+    16
+).hex()  # marks a Decimal until its quotes are removed; random: in no caller's text
 
 
 def _json_default(value: object) -> str:
@@ -737,14 +739,14 @@ class BatchResponse:
         """Whether repeating the request may help and cannot do harm.
 
         That is so after 429 and for NOT_EXECUTED; and for a GET, PUT or DELETE, which may run
-        twice, also after 408, 5XX and for UNKNOWN.
+        twice, also after 408, 5XX and for UNKNOWN. A PUT that adjusts an inventory may not.
         """
         code = self.http_status_code or 0
         if self.status == "NOT_EXECUTED":
             return True
         if self.status == "FAILED" and code == 429:
             return True
-        if self._request is None or self._request.method == "POST":
+        if self._request is None or not _may_run_twice(self._request):
             return False
         return self.status == "UNKNOWN" or (self.status == "FAILED" and _may_have_run(code))
 
@@ -761,6 +763,15 @@ class BatchResponse:
         if self.error_message is not None:
             words.append(self.error_message)
         return _one_line(f"<BatchResponse {' '.join(words)}", 120) + ">"
+
+
+def _may_run_twice(request: BatchRequest) -> bool:
+    """Return whether running the request twice does what running it once does.
+
+    "Adjust product inventory" is a PUT that adds a difference.
+    """
+    route = request.path.partition("?")[0]
+    return request.method != "POST" and not route.rstrip("/").endswith("/inventory")
 
 
 def _may_have_run(http_status: int) -> bool:
@@ -816,7 +827,7 @@ def _check_row(id: object, line: object, escaped: object, code: object) -> None:
     for text in (id, line, escaped):
         if not isinstance(text, _TEXT_OR_NONE):
             raise _invalid("a response in the batch status has a field that is not text")
-    if not isinstance(code, (int, type(None))):
+    if code is not None and type(code) is not int:
         raise _invalid("a response in the batch status has a status code that is not a number")
 
 
@@ -831,7 +842,7 @@ def _believed_status(status: object, code: int | None) -> str:
     succeeded = 200 <= code < 300
     if status == "COMPLETED" and not succeeded:
         return "FAILED"
-    if status == "NOT_EXECUTED" and succeeded:
+    if status == "NOT_EXECUTED" and (succeeded or _may_have_run(code)):
         return "UNKNOWN"
     return status
 
@@ -1074,7 +1085,7 @@ class EcwidError(Exception):
     tickets            of the batches that are at Ecwid, oldest first; `ticket` is the first
     deduplication_key  submit the same batch, or stream the same requests, under this key and
                        nothing runs twice. None once that is no longer safe: an hour after the call
-                       began. (For a key that you gave, the hour began when you first used it.)
+                       began. (For a key of your own, count from its first use.)
     retry_after        seconds to wait before the next call, if Ecwid asked for a pause
     temporary          whether the same call may succeed later; such a call was tried again, for
                        up to `max_retry_time` seconds
@@ -1397,6 +1408,9 @@ class _Age:
         self._monotonic = time.monotonic()
         self.since = time.time() if since is None else since
 
+    def __reduce__(self) -> tuple[type[_Age], tuple[float]]:
+        return _Age, (self.since,)  # another host has another monotonic clock
+
     def seconds(self) -> float:
         return max(time.monotonic() - self._monotonic, time.time() - self.since)
 
@@ -1704,14 +1718,15 @@ class EcwidClient:
         same requests under the same key, within the hour, go on like those with a journal.
 
         With stop_on_first_failure (the default) a batch is submitted once all requests of the one
-        before have succeeded; after a failure the rest is NOT_EXECUTED. Otherwise two batches are
-        at Ecwid, one running and one queued, until somebody cancels one of them: then, too, the
-        rest is NOT_EXECUTED.
+        before have succeeded; after a failure the rest is NOT_EXECUTED. With
+        stop_on_first_failure=False, two batches are at Ecwid, one running and one queued. If one is
+        cancelled, nothing more is submitted, and the rest is NOT_EXECUTED.
 
         An error carries the tickets of the batches whose responses are still to come. An error
         that `requests` or `on_progress` raises passes unchanged. Raises ValueError for a journal
-        that is not one, belongs to another job or is in use, and OSError if it cannot be opened. It
-        is locked from this call on, until the iterator has been started and has ended.
+        that is not one, belongs to another job or is in use, and OSError if it cannot be opened.
+        The journal is locked from this call until the iterator ends; an iterator that is never
+        started keeps it locked.
         """
         options = _Options(allow_parallel_mode, stop_on_first_failure, group_id)
         job = _Job(
@@ -2029,11 +2044,12 @@ class _Retries:
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise self._timed_out()
-        if self._key_age is not None and self._error is not None:  # a further try of a submission
+        if self._key_age is not None:
             key_left = self._key_age.seconds_left()
-            if key_left <= 0:
+            if key_left > 0:
+                left = min(left, key_left)
+            elif self._error is not None:  # else the caller submits an old batch again
                 raise self._error
-            left = min(left, key_left)
         return min(left, timeout)
 
     def pause_after(self, error: EcwidError) -> float:
@@ -2048,11 +2064,12 @@ class _Retries:
             raise error
         if now >= self._deadline:
             raise self._timed_out() from None
+        left = self._deadline - now
         if error.retry_after is None:
-            pause = min(_backoff(self._attempt), self._deadline - now)
+            pause = min(_backoff(self._attempt), left)
         else:
             pause = max(error.retry_after, _BACKOFF_FIRST)
-        if now + pause > min(self._give_up_at, self._deadline):
+        if pause > min(left, self._give_up_at - now):
             raise error
         return pause
 
@@ -2570,7 +2587,7 @@ def _how_to_go_on(age: _Age | None, key_is_new: bool, again: str, rest: str, dou
         until = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
         return f"to go on, until {until}, {again}; what has run does not run again"
     if doubt:
-        doubt = f"; {doubt} may have run: look at the shop"
+        doubt = f"; {doubt} may have run: look at the shop, and run them too if they did not"
     return (
         "it is too late to go on with the deduplication key: wait for the tickets, and run the "
         f"rest, from {rest} on, as a new job{doubt}"
@@ -2985,7 +3002,7 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--continue-on-failure",
         action="store_true",
-        help="go on after a failed request instead of stopping the job",
+        help="go on after a failed request instead of stopping there",
     )
     option("--group", metavar="ID", help="name the job, to be able to cancel it")
     option(
@@ -3259,7 +3276,7 @@ class _Input:
             return self.lines[index]
         return self._last_line + 1
 
-    def count_lines(self) -> int:
+    def count_requests(self) -> int:
         """Return how many requests FILE holds, or 0 if only reading it can tell."""
         if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
             return 0
@@ -3346,7 +3363,7 @@ class _Failed:
         if not path or (os.path.exists(path) and not os.path.isfile(path)):
             raise ValueError(f"--failed must be a regular file, not {path!r}")
         self._target = os.path.realpath(path)
-        self._temporary = f"{self._target}.part"
+        self._temporary = _part_path(path)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
         self._file = open(os.open(self._temporary, flags, 0o600), "w", encoding="ascii")  # noqa: SIM115
 
@@ -3360,7 +3377,7 @@ class _Failed:
         self._count += 1
         code = response.http_status_code or 0
         unclear = response.status == "UNKNOWN" or _may_have_run(code)
-        if request.method == "POST" and unclear:
+        if unclear and not _may_run_twice(request):
             self._risky_count += 1
             if len(self._risky) < _NAMED_AT_MOST:
                 self._risky.append(f"{self._count:,} (line {line:,} of the input)")
@@ -3408,7 +3425,7 @@ def _command_run(args: argparse.Namespace) -> int:
         stack.callback(failed.discard)
         report = _Report(args.quiet)
         if report.progress.live:
-            report.progress.total = source.count_lines()
+            report.progress.total = source.count_requests()
         job = _Job(
             client,
             source.requests(),
@@ -3433,9 +3450,16 @@ def _command_run(args: argparse.Namespace) -> int:
     return status
 
 
+def _part_path(path: str) -> str:
+    """Return the path of a file while it is being written."""
+    return f"{os.path.realpath(path)}.part"
+
+
 def _check_failed_path(args: argparse.Namespace) -> None:
-    for other in (args.journal, args.file):
-        if args.failed and other and _same_file(args.failed, other):
+    if not args.failed:
+        return
+    for other in filter(None, (args.journal, args.file)):
+        if _same_file(args.failed, other) or _same_file(_part_path(args.failed), other):
             raise ValueError(f"--failed must be another file than {other}, which is still needed")
 
 
@@ -3483,27 +3507,34 @@ def _explain_job(error: BaseException, job: _Job, source: _Input, args: argparse
     if args.journal is not None:
         _error("to go on, run the same command again; what has run does not run again")
     else:
-        doubtful = 0 if job.doubtful is None else len(job.doubtful.batch)
-        advice = _how_to_run_again(
-            job.key, job.key_age, job.key_is_new, source, job.submitted, doubtful
+        doubtful = None
+        if job.doubtful is not None:
+            first = job.batch_size * (job.doubtful.number - 1) + 1
+            doubtful = first, first + len(job.doubtful.batch) - 1
+        _error(
+            _how_to_run_again(job.key, job.key_age, job.key_is_new, source, job.submitted, doubtful)
         )
-        _error(advice)
 
 
 def _how_to_run_again(
-    key: str, age: _Age | None, key_is_new: bool, source: _Input, submitted: int, doubtful: int
+    key: str,
+    age: _Age | None,
+    key_is_new: bool,
+    source: _Input,
+    submitted: int,
+    doubtful: tuple[int, int] | None,
 ) -> str:
     """Return how to go on with a command without a journal.
 
-    submitted  requests that were, or may have been, submitted
-    doubtful   how many of them, the last, were in a submission without an answer
+    submitted  how many requests were, or may have been, submitted
+    doubtful   the places of the first and last request of a submission without an answer
     """
     again = f"run the same command with --deduplication-key {key}"
     rest = f"{source.unit} {source.line_of(submitted + 1):,}"
     doubt = ""
-    if doubtful:
-        first = source.line_of(submitted - doubtful + 1)
-        doubt = f"{source.unit} {first:,} up to there"
+    if doubtful is not None:
+        lines = [f"{source.line_of(place):,}" for place in doubtful]
+        doubt = f"{source.unit}s {' to '.join(lines)}"
     return _how_to_go_on(age, key_is_new, again, rest, doubt)
 
 
@@ -3536,7 +3567,9 @@ def _command_submit(args: argparse.Namespace) -> int:
             finally:
                 if submitted or size:
                     is_new = args.deduplication_key is None
-                    _error(_how_to_run_again(key, age, is_new, source, submitted + size, size))
+                    doubtful = (submitted + 1, submitted + size) if size else None
+                    everything = submitted + size
+                    _error(_how_to_run_again(key, age, is_new, source, everything, doubtful))
     return 0
 
 

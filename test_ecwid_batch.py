@@ -1382,6 +1382,11 @@ class Batches(TestCase):
         self.assertEqual(hash(again), hash(batch))
         replaced = dataclasses.replace(batch, group_id="h")
         self.assertEqual((replaced.group_id, replaced.ids), ("h", batch.ids))
+        begun = batch._key_age()
+        with mock.patch("time.monotonic", return_value=0.0):  # another host
+            again = pickle.loads(pickle.dumps(batch))
+            self.assertEqual(again._key_age().since, begun.since)
+            self.assertLess(again._key_age().seconds(), 60)
         self.assertEqual(list(batch), list(batch.requests))
 
     def test_reprs_are_one_short_line(self):
@@ -1485,6 +1490,8 @@ class Statuses(TestCase):
             (row(status="FAILED", code=201), "FAILED"),
             (row(status="NOT_EXECUTED", code=200), "UNKNOWN"),
             (row(status="NOT_EXECUTED", code=None), "NOT_EXECUTED"),
+            (row(status="NOT_EXECUTED", code=500), "UNKNOWN"),
+            (row(status="NOT_EXECUTED", code=424), "NOT_EXECUTED"),
             (row(status="NOT_EXECUTED", code=0), "NOT_EXECUTED"),
             (row(status="SKIPPED", code=None), "UNKNOWN"),
             (row(status="COMPLETED", code=None), "NOT_EXECUTED"),
@@ -1535,6 +1542,9 @@ class Statuses(TestCase):
                     self.assertEqual(response.retryable, method in methods)
             (alone,) = status_of(fields)
             self.assertEqual(alone.retryable, methods == every)
+        adjusts = Batch([BatchRequest.put("/products/1/inventory?x=1", {"quantityDelta": -1})])
+        (response,) = status_of(row(status="FAILED", code=500))._matched_to(adjusts)
+        self.assertFalse(response.retryable)
 
     def test_it_goes_through_json_and_back(self):
         rows = [
@@ -1605,6 +1615,7 @@ class Statuses(TestCase):
             {**good, "responses": [row(id=5)]},
             {**good, "responses": [row(status=5)]},
             {**good, "responses": [row(code="200")]},
+            {**good, "responses": [row(code=True)]},
             {**good, "responses": [row(httpStatusLine=5)]},
             {**good, "responses": [row(escapedHttpBody={})]},
         ):
@@ -2012,7 +2023,7 @@ class OneRuleForRetries(TestCase):
             with virtual(client_options={"max_retry_time": limit}) as (engine, client, clock):
                 client.opener.fault = mock.Mock(side_effect=ConnectionResetError("reset"))
                 begun = clock.now + 0.15
-                error = self.fails(lambda: client.submit(Batch(gets(1))), TransportError, "reset")
+                error = self.fails(lambda: client.submit(Batch(gets(1))), TransportError, "batch: ")
                 self.assertLessEqual(clock.now - begun, limit + 0.15)
                 self.assertGreaterEqual(clock.now - begun, min(limit, 3540) - 30.4)
                 self.assertEqual((error.temporary, error.uncertain), (True, True))
@@ -2172,7 +2183,9 @@ class OneRuleForRetries(TestCase):
         with virtual(client_options={"max_retry_time": 3600}) as (engine, client, clock):
             client.opener.fault = lambda after: after and self.fail_with(ConnectionResetError())
             begun = clock.now
-            error = self.fails(lambda: client.submit(Batch(creates(1))), TransportError, "Reset")
+            error = self.fails(
+                lambda: client.submit(Batch(creates(1))), TransportError, "/1003/batch: "
+            )
             self.assertLess(clock.now - begun, HOUR)
             self.assertIsNone(error.deduplication_key)
             self.assertEqual((len(engine.jobs), ran(engine)), (1, skus(1)))
@@ -2206,7 +2219,7 @@ class OneRuleForRetries(TestCase):
             clock.now += 3000
             client.opener.fault = mock.Mock(side_effect=ConnectionResetError("reset"))
             begun = clock.now
-            error = self.fails(lambda: client.run(batch), TransportError, "reset")
+            error = self.fails(lambda: client.run(batch), TransportError, "/1003/batch: ")
             self.assertLess(clock.now - begun, 601)
             self.assertIsNone(error.deduplication_key)
 
@@ -3905,6 +3918,7 @@ class CommandLine(OnTheCommandLine):
                 "--failed must be another file than ./x",
             ),
             (("run", good, "--failed", good), "", "--failed must be another file than"),
+            (("run", good, "--failed", "x", "--journal", "x.part"), "", "another file than x.part"),
             (("run", "-"), '[{"method": "GET"}]', "request 1: must be a JSON object with meth"),
             (("run", good, "--failed", self.here / "no" / "f"), "", "No such file or directory"),
             (("run", good, "--base-url", "http://example.com"), "", "must begin with https://"),
