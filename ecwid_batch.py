@@ -3458,8 +3458,10 @@ def _part_path(path: str) -> str:
 def _check_failed_path(args: argparse.Namespace) -> None:
     if not args.failed:
         return
-    for other in filter(None, (args.journal, args.file)):
-        if _same_file(args.failed, other) or _same_file(_part_path(args.failed), other):
+    for path in (args.failed, _part_path(args.failed)):
+        for other in (args.journal, args.file):
+            if other is None or not _same_file(path, other):
+                continue
             raise ValueError(f"--failed must be another file than {other}, which is still needed")
 
 
