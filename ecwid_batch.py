@@ -2454,8 +2454,8 @@ class _Job:
 
     def _note_submission(self, submission: _Submission, age: _Age) -> None:
         """Take note that the batch is, or may be, at Ecwid."""
-        place = self._place(submission.number, len(submission.batch))
-        self.submitted = max(self.submitted, place)
+        _, last = self.places(submission)
+        self.submitted = max(self.submitted, last)
         self.key_age = self.key_age or age
 
     def _other_input(self, submission: _Submission) -> _OtherInput:
@@ -2463,8 +2463,7 @@ class _Job:
         return _OtherInput(
             f"something in {self._range(submission)} differs from what the journal "
             f"{self.journal.path} has; use the input that the job began with, or a new journal",
-            self._place(submission.number, 1),
-            self._place(submission.number, len(submission.batch)),
+            *self.places(submission),
         )
 
     def _lost(self, submission: _Submission, batch: Batch, record: _Record) -> EcwidError:
@@ -2538,9 +2537,13 @@ class _Job:
         """Return the place in the job of a request of a batch."""
         return self.batch_size * (number - 1) + position
 
+    def places(self, submission: _Submission) -> tuple[int, int]:
+        """Return the places in the job of the first and last request of a batch."""
+        size = len(submission.batch)
+        return self._place(submission.number, 1), self._place(submission.number, size)
+
     def _range(self, submission: _Submission) -> str:
-        first = self._place(submission.number, 1)
-        last = self._place(submission.number, len(submission.batch))
+        first, last = self.places(submission)
         return f"requests {first:,} to {last:,}"
 
     def _annotate_look(self, submission: _Submission, error: EcwidError) -> None:
@@ -3511,8 +3514,7 @@ def _explain_job(error: BaseException, job: _Job, source: _Input, args: argparse
     else:
         doubtful = None
         if job.doubtful is not None:
-            first = job.batch_size * (job.doubtful.number - 1) + 1
-            doubtful = first, first + len(job.doubtful.batch) - 1
+            doubtful = job.places(job.doubtful)
         _error(
             _how_to_run_again(job.key, job.key_age, job.key_is_new, source, job.submitted, doubtful)
         )
