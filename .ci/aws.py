@@ -5,7 +5,7 @@ Each handler runs in a process of AWS's runtime client (awslambdaric) against a 
 loopback. The state machine runs in moto's interpreter. The queue is moto's SQS, and a poller
 behaves as Lambda's event source. Ecwid is the stand-in; its ledger proves what the README claims.
 
-Needs awslambdaric and moto[stepfunctions,sqs]. Time is scaled where AWS would make us wait.
+Needs awslambdaric and moto[server,sqs,stepfunctions]. Time is scaled where AWS would make us wait.
 """
 
 import collections
@@ -106,11 +106,15 @@ class Function:
         )
         threading.Thread(target=self.process.stdout.read, daemon=True).start()
 
-    def invoke(self, event, timeout):
-        """Return whether the handler returned, and its result or error. It dies at its timeout."""
+    def invoke(self, event, timeout, promised=None):
+        """Return whether the handler returned, and its result or error.
+
+        timeout   seconds after which the process is killed
+        promised  seconds that the handler is told to have
+        """
         if self.process is None or self.process.poll() is not None:
             self.start()
-        self.events.put((str(uuid.uuid4()), event, time.time() + timeout))
+        self.events.put((str(uuid.uuid4()), event, time.time() + (promised or timeout)))
         try:
             kind, answer = self.answers.get(timeout=timeout)
         except queue.Empty:
@@ -130,7 +134,7 @@ class Function:
 
 @contextlib.contextmanager
 def function(number, **options):
-    with StandIn(rate_limit=None, **options) as ecwid:
+    with StandIn(rate_limit=None, time_scale=0, **options) as ecwid:
         made = Function(HANDLERS[number], ecwid)
         try:
             yield made, ecwid
@@ -150,24 +154,26 @@ def check(claim, true, seen):
 
 
 def events():
-    print("an event of S3, SNS or EventBridge", flush=True)
-    prices = {str(number): 5.5 + number for number in range(6)}
+    print("an event of 1,200 requests, killed twice by the function's timeout", flush=True)
+    prices = {str(number): 5.5 for number in range(1, 1201)}
     event = {"id": str(uuid.uuid4()), "detail": {"prices": prices}}
-    with function(0, latency=0.5) as (made, ecwid):
+    with function(0, latency=0.01) as (made, ecwid):
+        ecwid.shop.stock(1200)
         ecwid.faults += ["reset after", None, "cut off after"]
-        ends = []
-        for _ in range(3):  # as Lambda delivers an event again
-            ends.append(made.invoke(event, timeout=4 if not ends else 20))
-            if ends[-1][0]:
-                break
-        raised = [answer.get("errorType") for returned, answer in ends if not returned]
-        check("a batch that is not done raises", raised == ["BatchTimeoutError"], raised)
-        check("the next attempt follows the same batch", len(ecwid.jobs) == 1, len(ecwid.jobs))
-        failed = ends[-1][1]["failed"]
-        check("failures are in the result", len(failed) == 5, f"{len(failed)} of 6, one exists")
-        again = made.invoke(event, timeout=20)
-        check("an event delivered twice gives the same result", again == ends[-1], again[0])
-        check("each call ran once", set(runs(ecwid).values()) == {1}, dict(runs(ecwid)))
+        ends = [made.invoke(event, timeout=4, promised=60) for _ in range(2)]
+        killed = [answer["errorType"] for _, answer in ends]
+        check("two attempts are killed", killed == ["Sandbox.Timedout"] * 2, killed)
+        some = len(ecwid.ledger)
+        check("in the middle of the job", 0 < some < 1200, f"{some} of 1,200 have run")
+        end = made.invoke(event, timeout=7)
+        late = [made.invoke(event, timeout=30)]
+        check("one that runs out of time raises", not end[0], end[1].get("errorType"))
+        check("the next goes on to the end", late[0] == (True, None), late[0])
+        check("each request ran once", len(ecwid.ledger) == 1200, len(ecwid.ledger))
+        check("in three batches", len(ecwid.jobs) == 3, len(ecwid.jobs))
+        event = {"id": str(uuid.uuid4()), "detail": {"prices": {"1": 2, "9999": 3}}}
+        end = made.invoke(event, timeout=30)
+        check("a failed request is raised", end[1]["errorType"] == "BatchFailedError", end[1])
 
 
 def state_machine():
@@ -191,9 +197,6 @@ def state_machine():
     wait_function.WaitFunction._wait_interval = lambda self, env, wait_seconds: time.sleep(
         wait_seconds / SCALE
     )
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        os.environ[name] = "testing"
-    os.environ["AWS_DEFAULT_REGION"] = "eu-central-1"
     config = {
         "stepfunctions": {"execute_state_machine": True},
         "lambda": {"use_docker": False},
@@ -248,73 +251,77 @@ def state_machine():
 def message_queue():
     print("SQS", flush=True)
     import boto3
-    from moto import mock_aws
+    from moto.server import ThreadedMotoServer
 
-    with function(2, latency=0.05) as (made, ecwid), mock_aws():
-        client = boto3.client("sqs", region_name="eu-central-1")
-        dead = client.create_queue(QueueName="dead")["QueueUrl"]
-        arn = client.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])
-        policy = {"deadLetterTargetArn": arn["Attributes"]["QueueArn"], "maxReceiveCount": "4"}
-        url = client.create_queue(
-            QueueName="work",
-            Attributes={"VisibilityTimeout": "0", "RedrivePolicy": json.dumps(policy)},
-        )["QueueUrl"]
-        slow = [{"method": "POST", "path": "/products", "body": {"name": "slow"}}]
-
-        def latency(call):
-            return 8.0 if call["body"]["name"] == "slow" else 0.05
-
-        ecwid.latency = latency
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
+    client = boto3.client("sqs")
+    failed_queue = client.create_queue(QueueName="failed")["QueueUrl"]
+    os.environ["FAILED_QUEUE"] = failed_queue
+    dead = client.create_queue(QueueName="dead")["QueueUrl"]
+    arn = client.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])
+    policy = {"deadLetterTargetArn": arn["Attributes"]["QueueArn"], "maxReceiveCount": "3"}
+    attributes = {"VisibilityTimeout": "0", "RedrivePolicy": json.dumps(policy)}
+    url = client.create_queue(QueueName="work", Attributes=attributes)["QueueUrl"]
+    with function(2, latency=0.002) as (made, ecwid):
         bodies = [
-            [{"method": "POST", "path": "/products", "body": {"name": f"m{n}"}}] for n in range(4)
+            [{"method": "POST", "path": "/products", "body": {"name": f"m{n}"}}] for n in range(3)
         ]
-        for body in (*bodies, slow):
+        many = [
+            {"method": "POST", "path": "/products", "body": {"name": f"x{n}"} if n != 7 else {}}
+            for n in range(500)
+        ]
+        for body in (*bodies, many):
             client.send_message(QueueUrl=url, MessageBody=json.dumps(body))
         client.send_message(QueueUrl=url, MessageBody="no batch")
         ecwid.faults += ["reset after", None, "500 after", "cut off after"]
-        twice = True  # whether to deliver the first messages again although they succeeded
+        twice = True  # whether to deliver the first message again although it succeeded
 
         def poll():
-            """Deliver up to five messages, as the event source does; return how many there were."""
+            """Deliver a message, as the event source does; return whether there was one."""
             nonlocal twice
             found = client.receive_message(
-                QueueUrl=url, MaxNumberOfMessages=5, AttributeNames=["All"]
+                QueueUrl=url, MaxNumberOfMessages=1, AttributeNames=["All"]
             ).get("Messages", [])
-            if not found:
-                return 0
-            records = [
-                {
+            for message in found:
+                record = {
                     "messageId": message["MessageId"],
                     "receiptHandle": message["ReceiptHandle"],
                     "body": message["Body"],
                     "attributes": message["Attributes"],
                 }
-                for message in found
-            ]
-            returned, answer = made.invoke({"Records": records}, timeout=9)
-            failed = {record["messageId"] for record in records}
-            if returned:
-                failed = {item["itemIdentifier"] for item in answer["batchItemFailures"]}
-            if twice:
+                returned, answer = made.invoke({"Records": [record]}, timeout=30)
+                if returned and not answer["batchItemFailures"] and not twice:
+                    client.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
                 twice = False
-                return len(found)
-            for record in records:
-                if record["messageId"] not in failed:
-                    client.delete_message(QueueUrl=url, ReceiptHandle=record["receiptHandle"])
-            return len(found)
+            return bool(found)
 
         rounds = 0
         while poll() and rounds < 30:
             rounds += 1
-        left = client.receive_message(QueueUrl=dead, MaxNumberOfMessages=10).get("Messages", [])
-        seen = [message["Body"] for message in left]
-        check("only what is no batch ends in the dead-letter queue", seen == ["no batch"], seen)
+        seen = [bodies_of(client, dead), bodies_of(client, failed_queue)]
+        check(
+            "only what is no batch ends in the dead-letter queue", seen[0] == ["no batch"], seen[0]
+        )
+        failed = [json.loads(body)[0]["body"] for body in seen[1]]
+        check("the one that failed is in the queue of those that failed", failed == [{}], failed)
         counts = runs(ecwid)
-        check("each batch ran once", sorted(counts.values()) == [1] * 5, dict(counts))
+        check("each of the 503 ran once", sorted(counts.values()) == [1] * 503, len(counts))
+    server.stop()
+
+
+def bodies_of(client, url):
+    messages = client.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages", [])
+    return [message["Body"] for message in messages]
 
 
 if __name__ == "__main__":
     assert len(HANDLERS) == 3
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        os.environ[name] = "testing"
+    os.environ["AWS_DEFAULT_REGION"] = "eu-central-1"
     logging.disable(logging.CRITICAL)  # moto's interpreter logs what a Choice does not find
     begun = time.monotonic()
     events()
