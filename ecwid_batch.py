@@ -60,7 +60,7 @@ import uuid
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from decimal import Decimal
-from typing import IO, Any, Callable, TypeVar
+from typing import IO, Any, Callable, Optional, TypeVar, Union
 
 if sys.platform == "win32":
     import msvcrt
@@ -87,6 +87,10 @@ __all__ = [
 
 _LOG = logging.getLogger("ecwid_batch")
 _T = TypeVar("_T")
+_Path = Union[str, "os.PathLike[str]"]
+_Params = Optional[Mapping[str, Any]]
+_OnProgress = Optional[Callable[["BatchStatus"], object]]
+_Clean = Callable[[str], str]  # makes text from outside fit to be shown
 
 
 # --- Requests and batches -------------------------------------------------------------------------
@@ -141,11 +145,12 @@ class _SentBody:
     """
 
     def __get__(self, request: BatchRequest | None, owner: object = None) -> Any:
-        text = None if request is None else vars(request)["body"]
-        return None if text is None else json.loads(text)  # None is the default of the field
+        if request is None:
+            return None  # the default of the field
+        return json.loads(vars(request)["body"])
 
     def __set__(self, request: BatchRequest, body: object) -> None:
-        vars(request)["body"] = None if body is None else _encode(body)
+        vars(request)["body"] = _encode(body)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -182,9 +187,7 @@ class BatchRequest:
             fields["id"] = _text("id", self.id)
 
     @classmethod
-    def get(
-        cls, path: str, params: Mapping[str, Any] | None = None, *, id: str | None = None
-    ) -> BatchRequest:
+    def get(cls, path: str, params: _Params = None, *, id: str | None = None) -> BatchRequest:
         """Return a GET request.
 
         params  a mapping that is appended to the path as its query. The values are str, int, float,
@@ -195,32 +198,20 @@ class BatchRequest:
 
     @classmethod
     def post(
-        cls,
-        path: str,
-        body: Any = None,
-        params: Mapping[str, Any] | None = None,
-        *,
-        id: str | None = None,
+        cls, path: str, body: Any = None, params: _Params = None, *, id: str | None = None
     ) -> BatchRequest:
         """Return a POST request; `params` as for `get`."""
         return cls("POST", _with_params(path, params), body, id)
 
     @classmethod
     def put(
-        cls,
-        path: str,
-        body: Any = None,
-        params: Mapping[str, Any] | None = None,
-        *,
-        id: str | None = None,
+        cls, path: str, body: Any = None, params: _Params = None, *, id: str | None = None
     ) -> BatchRequest:
         """Return a PUT request; `params` as for `get`."""
         return cls("PUT", _with_params(path, params), body, id)
 
     @classmethod
-    def delete(
-        cls, path: str, params: Mapping[str, Any] | None = None, *, id: str | None = None
-    ) -> BatchRequest:
+    def delete(cls, path: str, params: _Params = None, *, id: str | None = None) -> BatchRequest:
         """Return a DELETE request; `params` as for `get`."""
         return cls("DELETE", _with_params(path, params), None, id)
 
@@ -234,9 +225,11 @@ class BatchRequest:
 
     def _to_json(self, id: str) -> str:
         """Return the JSON text that a batch sends. The path needs no escapes: it is encoded."""
-        text = f'{{"id": {_encode(id)}, "path": "{self.path}", "method": "{self.method}"'
+        text = f'"id": {_encode(id)}, "path": "{self.path}", "method": "{self.method}"'
         body = vars(self)["body"]
-        return f"{text}}}" if body is None else f'{text}, "body": {body}}}'
+        if body != "null":
+            text += f', "body": {body}'
+        return f"{{{text}}}"
 
 
 _PLAIN_PATH = re.compile("(?!/api/)(?:/[A-Za-z0-9_-]+)+").fullmatch  # nothing to check or encode
@@ -282,7 +275,7 @@ def _check_route(route: str, path: str) -> None:
         raise ValueError(f"path must have no empty segment (is an id missing?), {shown}")
 
 
-def _with_params(path: str, params: Mapping[str, Any] | None) -> str:
+def _with_params(path: str, params: _Params) -> str:
     if params is None:
         return path
     if not isinstance(params, Mapping):
@@ -457,11 +450,6 @@ def _read_request(item: Any, where: str) -> BatchRequest:
     """Return the request that parsed JSON describes. Raises ValueError that names the place."""
     if not isinstance(item, dict) or not {"method", "path"} <= item.keys():
         raise ValueError(f"{where} must be a JSON object with method and path")
-    unknown = item.keys() - {"id", "path", "method", "body"}
-    if unknown:
-        raise ValueError(
-            f"{where} has an unknown field {min(unknown)!r}; the fields are id, path, method, body"
-        )
     try:
         return BatchRequest(**item)
     except (TypeError, ValueError) as error:
@@ -531,7 +519,7 @@ class BatchResponse:
         "Adjust product inventory" is a PUT that adds a difference, and so is none of these.
         """
         code = self.http_status_code or 0
-        if self.status == "NOT_EXECUTED" or code in (429, 449):
+        if self.status == "NOT_EXECUTED" or (self.status == "FAILED" and code in (429, 449)):
             return True
         if self._request is None or self._request.method == "POST":
             return False
@@ -617,10 +605,13 @@ class BatchStatus:
         return f"<BatchStatus {self.status} {self.completed_requests:,}/{self.total_requests:,}>"
 
 
-def _field(data: dict[str, Any], name: str, kind: type[_T]) -> _T | None:
-    """Return a field of an answer if it is of the kind that the API promises, else None."""
-    value = data.get(name)
-    return value if type(value) is kind else None
+def _field(data: Any, name: str, kind: type[_T]) -> _T | None:
+    """Return a field of a JSON object, or None if there is none of the kind that is promised."""
+    if isinstance(data, dict):
+        value = data.get(name)
+        if type(value) is kind:
+            return value
+    return None
 
 
 def _read_progress(answer: Any, ticket: str | None) -> BatchStatus:
@@ -628,16 +619,16 @@ def _read_progress(answer: Any, ticket: str | None) -> BatchStatus:
 
     Raises InvalidResponseError if the answer is no status.
     """
-    fields = answer if isinstance(answer, dict) else {}
-    total = _field(fields, "totalRequests", int)
-    completed = _field(fields, "completedRequests", int)
-    if fields.get("status") not in _STATUSES or total is None or completed is None:
+    status = _field(answer, "status", str)
+    total = _field(answer, "totalRequests", int)
+    completed = _field(answer, "completedRequests", int)
+    if status not in _STATUSES or total is None or completed is None:
         raise _invalid("a batch status must have status, totalRequests and completedRequests")
-    return BatchStatus(ticket, fields["status"], total, completed)
+    return BatchStatus(ticket, status, total, completed)
 
 
 def _read_status(
-    answer: Any, ticket: str | None, batch: Batch | None, clean: Callable[[str], str]
+    answer: Any, ticket: str | None, batch: Batch | None, clean: _Clean
 ) -> BatchStatus:
     """Return the status that an answer describes, with its responses.
 
@@ -666,14 +657,16 @@ def _rows_by_id(rows: list[Any]) -> dict[str, dict[str, Any]]:
     """Return the rows that have an id; an empty one in place of two for the same id."""
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
-        id = row.get("id") if isinstance(row, dict) else None
-        if isinstance(id, str):
-            found[id] = {} if id in found else row
+        id = _field(row, "id", str)
+        if id in found:
+            found[id] = {}
+        elif id is not None:
+            found[id] = row
     return found
 
 
 def _read_response(
-    row: dict[str, Any], id: str, request: BatchRequest | None, clean: Callable[[str], str]
+    row: dict[str, Any], id: str, request: BatchRequest | None, clean: _Clean
 ) -> BatchResponse:
     code = _field(row, "httpStatusCode", int)
     if code is None:
@@ -715,10 +708,8 @@ def _json_or_text(text: str) -> Any:
         return text
 
 
-def _error_fields(body: Any, clean: Callable[[str], str]) -> tuple[str | None, str | None]:
+def _error_fields(body: Any, clean: _Clean) -> tuple[str | None, str | None]:
     """Return message and code of an error answer, or None for what it lacks."""
-    if not isinstance(body, dict):
-        return None, None
     message = _field(body, "errorMessage", str)
     if message is None:
         message = _field(body, "error_message", str)  # as in an example of the older reference
@@ -879,7 +870,7 @@ def _exchange(
     opener: urllib.request.OpenerDirector,
     request: urllib.request.Request,
     timeout: float,
-    clean: Callable[[str], str],
+    clean: _Clean,
 ) -> _Answer:
     """Send a request and return its answer.
 
@@ -937,9 +928,7 @@ def _received(response: Any, deadline: float) -> bytes:
     return bytes(body)
 
 
-def _transport_error(
-    error: Exception, proxy: str | None, clean: Callable[[str], str]
-) -> TransportError:
+def _transport_error(error: Exception, proxy: str | None, clean: _Clean) -> TransportError:
     """Return the TransportError for what was raised during an exchange.
 
     urllib raises URLError for what fails before the request is completely sent, and http.client
@@ -980,7 +969,7 @@ def _is_temporary(http_status: int) -> bool:
     return http_status in (408, 429) or http_status >= 500
 
 
-def _error_of(answer: _Answer, clean: Callable[[str], str]) -> EcwidError:
+def _error_of(answer: _Answer, clean: _Clean) -> EcwidError:
     """Return the error for an answer whose HTTP status is not 2XX."""
     status = answer.status
     if status < 400:
@@ -1147,10 +1136,10 @@ class EcwidClient:
         self,
         requests: Iterable[BatchRequest],
         *,
-        journal: str | os.PathLike[str] | None = None,
+        journal: _Path | None = None,
         batch_size: int = _MAX_REQUESTS,
         timeout: float | None = None,
-        on_progress: Callable[[BatchStatus], object] | None = None,
+        on_progress: _OnProgress = None,
         allow_parallel_mode: bool = False,
         stop_on_first_failure: bool = True,
         deduplication_key: str | None = None,
@@ -1162,20 +1151,13 @@ class EcwidClient:
         of the input costs nothing. An EcwidError has the job so far in `last_status`, with the
         responses. The status is that of the whole job: its ticket is None.
         """
+        options = _options(allow_parallel_mode, stop_on_first_failure, group_id)
         job = _Job(
-            self,
-            requests,
-            _options(allow_parallel_mode, stop_on_first_failure, group_id),
-            journal=journal,
-            batch_size=batch_size,
-            timeout=timeout,
-            on_progress=on_progress,
-            deduplication_key=deduplication_key,
-            read_all_first=True,
+            self, requests, options, journal, batch_size, timeout, on_progress, deduplication_key
         )
         found = []
         try:
-            for response in job.responses():
+            for response in job.responses(read_all_first=True):
                 found.append(response)
         except EcwidError as error:
             error.last_status = dataclasses.replace(job.last_status(), responses=tuple(found))
@@ -1186,10 +1168,10 @@ class EcwidClient:
         self,
         requests: Iterable[BatchRequest],
         *,
-        journal: str | os.PathLike[str] | None = None,
+        journal: _Path | None = None,
         batch_size: int = _MAX_REQUESTS,
         timeout: float | None = None,
-        on_progress: Callable[[BatchStatus], object] | None = None,
+        on_progress: _OnProgress = None,
         allow_parallel_mode: bool = False,
         stop_on_first_failure: bool = True,
         deduplication_key: str | None = None,
@@ -1220,18 +1202,11 @@ class EcwidClient:
         Raises ValueError for a journal that is none, is that of another job or is in use, OSError
         for one that cannot be opened, and BatchTimeoutError when the timeout is over.
         """
+        options = _options(allow_parallel_mode, stop_on_first_failure, group_id)
         job = _Job(
-            self,
-            requests,
-            _options(allow_parallel_mode, stop_on_first_failure, group_id),
-            journal=journal,
-            batch_size=batch_size,
-            timeout=timeout,
-            on_progress=on_progress,
-            deduplication_key=deduplication_key,
-            read_all_first=False,
+            self, requests, options, journal, batch_size, timeout, on_progress, deduplication_key
         )
-        return job.responses()
+        return job.responses(read_all_first=False)
 
     def submit(self, batch: Batch) -> str:
         """Submit a batch and return its ticket, a str that can be kept anywhere.
@@ -1258,7 +1233,7 @@ class EcwidClient:
         *,
         batch: Batch | None = None,
         timeout: float | None = None,
-        on_progress: Callable[[BatchStatus], object] | None = None,
+        on_progress: _OnProgress = None,
     ) -> BatchStatus:
         """Wait until a submitted batch has finished; return its status with its responses.
 
@@ -1311,15 +1286,14 @@ class EcwidClient:
 
     def _submit(self, batch: Batch, first_submitted: float, deadline: _Deadline) -> str:
         """Submit a batch whose key was first used at a time of time.time()."""
-        return self._call(
-            "POST",
-            "/batch",
-            batch.query,
-            _read_ticket,
-            body=batch.to_json(),
-            deadline=deadline,
-            expiry=first_submitted + _KEY_LIFETIME,
-        )
+        body = batch.to_json()
+        expiry = first_submitted + _KEY_LIFETIME
+        if time.time() >= expiry:
+            raise ValueError(
+                "the batch was first submitted 59 minutes ago or earlier, and Ecwid may have "
+                "forgotten its key: make a new Batch to run the requests again"
+            )
+        return self._call("POST", "/batch", batch.query, _read_ticket, body, deadline, expiry)
 
     def _status(
         self, ticket: str, batch: Batch | None, deadline: _Deadline, *, responses: bool
@@ -1357,13 +1331,14 @@ class EcwidClient:
             now = time.monotonic()
             remaining = math.inf  # seconds until the estimated end
             if status.completed_requests:
-                left = status.total_requests / status.completed_requests - 1
-                remaining = (now - idle_until) * left
+                share = status.completed_requests / status.total_requests
+                remaining = (now - idle_until) * (1 / share - 1)
             else:
                 idle_until = now
-            if deadline.left() <= 0:
+            left = deadline.left()
+            if left <= 0:
                 raise deadline.error(tickets=(ticket,), last_status=status)
-            time.sleep(min(_next_pause(now - begun, remaining), deadline.left()))
+            time.sleep(min(_next_pause(now - begun, remaining), left))
         yield self._finished(ticket, batch, deadline)
 
     def _finished(self, ticket: str, batch: Batch | None, deadline: _Deadline) -> BatchStatus:
@@ -1381,7 +1356,6 @@ class EcwidClient:
         path: str,
         query: dict[str, str],
         read: Callable[[Any], _T],
-        *,
         body: bytes | None = None,
         deadline: _Deadline = _NEVER,
         expiry: float = math.inf,
@@ -1397,11 +1371,6 @@ class EcwidClient:
         lasts its time however often one asks.
         """
         name = f"{method} {self.base_url}/{self.store_id}{path}"
-        if time.time() >= expiry:
-            raise ValueError(
-                "the batch was first submitted 59 minutes ago or earlier, and Ecwid may have "
-                "forgotten its key: make a new Batch to run the requests again"
-            )
         uncertain = False
         give_up = math.inf  # of time.monotonic()
         tries = 0
@@ -1412,18 +1381,17 @@ class EcwidClient:
                 return read(self._try(method, path, query, body, timeout))
             except EcwidError as caught:
                 error = caught
-            now = time.monotonic()
-            give_up = min(give_up, now + self.max_retry_time)
-            uncertain = uncertain or error.uncertain
-            pause = _pause_after(error, tries, give_up - now, deadline.left())
-            error.args = (f"{name}: {error.args[0]}",)  # here all is known
-            error.uncertain = uncertain
+            give_up = min(give_up, time.monotonic() + self.max_retry_time)
+            error.uncertain = uncertain = uncertain or error.uncertain
             error.tickets = tickets
-            if pause is None and error.temporary and deadline.left() <= 0:
+            error.args = (f"{name}: {error.args[0]}",)  # here all is known
+            left = deadline.left()
+            if error.temporary and left <= 0:
                 raise deadline.error(uncertain=uncertain, tickets=tickets) from error
-            if pause is None and tries > 1:
-                error.args = (f"{error.args[0]}; gave up after {tries} tries",)
-            if pause is None:
+            pause = _pause_after(error, tries, left)
+            if not error.temporary or pause > min(give_up - time.monotonic(), left):
+                if tries > 1:
+                    error.args = (f"{error.args[0]}; gave up after {tries} tries",)
                 raise error
             _LOG.warning("%s; trying again in %.1f s", error.args[0], pause)
             time.sleep(pause)
@@ -1506,21 +1474,15 @@ def _checked_host(base_url: str) -> str:
     return host
 
 
-def _pause_after(error: EcwidError, tries: int, retry_time: float, left: float) -> float | None:
-    """Return the seconds until the next try, or None if there is to be none.
+def _pause_after(error: EcwidError, tries: int, left: float) -> float:
+    """Return the seconds until the next try: as long as Ecwid asks for, or a growing random pause.
 
-    retry_time  seconds for which the call may still be tried again
-    left        seconds until the end of the caller's timeout, at which there is one last try
-
-    That is as long as Ecwid asks for, or else a random pause that grows.
+    left  seconds until the end of the caller's timeout, at which there is one last try
     """
-    if not error.temporary or left <= 0:
-        return None
-    longest = min(_BACKOFF_LAST, _BACKOFF_FIRST * 2 ** min(tries - 1, 10))
-    pause = min(random.uniform(0, longest), left)
     if error.retry_after is not None:
-        pause = max(error.retry_after, _BACKOFF_FIRST)
-    return pause if pause <= min(retry_time, left) else None
+        return max(error.retry_after, _BACKOFF_FIRST)
+    longest = min(_BACKOFF_LAST, _BACKOFF_FIRST * 2 ** min(tries - 1, 10))
+    return min(random.uniform(0, longest), left)
 
 
 def _next_pause(waited: float, remaining: float) -> float:
@@ -1538,7 +1500,7 @@ def _next_pause(waited: float, remaining: float) -> float:
 
 
 def _read_ticket(answer: Any) -> str:
-    ticket = _field(answer, "ticket", str) if isinstance(answer, dict) else None
+    ticket = _field(answer, "ticket", str)
     if not ticket or not ticket.isprintable():
         raise _invalid("the answer has no ticket")
     return ticket
@@ -1546,8 +1508,8 @@ def _read_ticket(answer: Any) -> str:
 
 def _read_tickets(answer: Any) -> list[str]:
     """Return the tickets of a page: a bare array, or an object that has it as `items`."""
-    items = answer.get("items") if isinstance(answer, dict) else answer
-    if not isinstance(items, list):
+    items = answer if isinstance(answer, list) else _field(answer, "items", list)
+    if items is None:
         raise _invalid("the answer has no list of tickets")
     return [_read_ticket(item) for item in items]
 
@@ -1556,7 +1518,7 @@ def _count_reader(name: str) -> Callable[[Any], int]:
     """Return a function that returns a count from an answer."""
 
     def read(answer: Any) -> int:
-        count = _field(answer, name, int) if isinstance(answer, dict) else None
+        count = _field(answer, name, int)
         if count is None:
             raise _invalid(f"the answer has no {name}")
         return count
@@ -1587,13 +1549,11 @@ class _Job:
         client: EcwidClient,
         requests: Iterable[BatchRequest],
         options: dict[str, str],
-        *,
-        journal: str | os.PathLike[str] | None,
+        journal: _Path | None,
         batch_size: int,
         timeout: float | None,
-        on_progress: Callable[[BatchStatus], object] | None,
+        on_progress: _OnProgress,
         deduplication_key: str | None,
-        read_all_first: bool,
     ) -> None:
         if isinstance(requests, Batch):
             raise TypeError(
@@ -1610,21 +1570,26 @@ class _Job:
         self._batch_size = batch_size
         self._deadline = _Deadline(timeout)
         self._on_progress = on_progress
-        self._read_all_first = read_all_first
         self._stops_on_failure = options["stopOnFirstFailure"] == "true"
-        self._has_own_key = deduplication_key is not None
+        self._goes_on = journal is not None or deduplication_key is not None
         self._read = 0  # requests
         self._done = 0  # requests of batches that have finished
         self._look = BatchStatus(None, "QUEUED", 0, 0)  # the last one at the batch that has not
         self._window: collections.deque[_Part] = collections.deque()  # at Ecwid, or may be
         self._stop: str | None = None  # why nothing more is submitted
         self._submitted = False  # whether this call has submitted anything
-        self._journal = _Journal(journal, client.base_url, client.store_id, deduplication_key)
+        self._journal = _Journal(journal, client, deduplication_key)
 
-    def responses(self) -> Generator[BatchResponse, None, None]:
-        """Yield the response of every request of the job."""
+    def responses(self, *, read_all_first: bool) -> Generator[BatchResponse, None, None]:
+        """Yield the response of every request of the job.
+
+        read_all_first  whether to submit nothing before all requests have been read
+        """
         try:
-            yield from self._in_order()
+            parts = self._parts()
+            if read_all_first:
+                parts = iter(list(parts))
+            yield from self._in_order(parts)
             if self._journal.records and not self._submitted:
                 _LOG.warning(
                     "nothing was submitted: the journal %s has all of this job, whose responses "
@@ -1635,25 +1600,12 @@ class _Job:
             self._journal.close()
             if self._window:
                 tickets = ", ".join(part.ticket or "one not known yet" for part in self._window)
-                _LOG.warning(
-                    "the job was left, and its batches go on at Ecwid: ticket %s; %s",
-                    tickets,
-                    self._how_to_go_on(),
-                )
+                how = "the same call goes on" if self._goes_on else "client.wait has the responses"
+                _LOG.warning("the job was left, and goes on at Ecwid: ticket %s; %s", tickets, how)
 
-    def _how_to_go_on(self) -> str:
-        if self._journal.path is not None:
-            return f"the same call with the journal {self._journal.path} goes on"
-        if self._has_own_key:
-            return "the same call goes on, if it begins within half an hour of the first"
-        return "client.wait(ticket) has the responses"
-
-    def _in_order(self) -> Iterator[BatchResponse]:
+    def _in_order(self, parts: Iterator[_Part]) -> Iterator[BatchResponse]:
         """Submit the next batch; when the window is full, finish the oldest and yield."""
         window_size = 1 if self._stops_on_failure else 2
-        parts = self._parts()
-        if self._read_all_first:
-            parts = iter(list(parts))
         input_error: Exception | None = None
         while True:
             try:
@@ -1866,18 +1818,12 @@ class _Journal:
     records  the submissions of earlier calls, by the number of the batch
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str] | None,
-        base_url: str,
-        store_id: int,
-        key: str | None,
-    ) -> None:
+    def __init__(self, path: _Path | None, client: EcwidClient, key: str | None) -> None:
         self.path = path
         self.records: dict[int, _Record] = {}
         self._file: IO[bytes] | None = None
         self._header: dict[str, Any] | None = None
-        job = {"journal": _JOURNAL, "url": base_url, "store": store_id, "key": key}
+        job = {"journal": _JOURNAL, "url": client.base_url, "store": client.store_id, "key": key}
         try:
             if path is not None and os.path.exists(path):
                 self._file = self._opened("r+b")
@@ -1979,9 +1925,7 @@ class _Journal:
 # --- Command line ---------------------------------------------------------------------------------
 
 _MAX_LINE = 16 * 1024 * 1024  # bytes of one line of FILE
-_MAX_ARRAY = 256 * 1024 * 1024  # bytes of a JSON array in FILE
 _MAX_IN_MEMORY = 16 * 1024 * 1024  # bytes of requests that did not succeed
-_CANCEL_RETRY_TIME = 10.0  # seconds
 
 _DESCRIPTION = """\
 Run batches of Ecwid REST calls. The store and its token are read from the
@@ -1997,27 +1941,20 @@ exit status:
   2  wrong usage or input        130 interrupted, 143 terminated
 """
 
-_RUN_HELP = """\
-FILE holds one JSON object per line, any number of them, or one JSON array as
-in Ecwid's reference. - is standard input.
+_RUN_DESCRIPTION = """\
+Run all requests of FILE: one JSON object per line, any number of them, or one
+JSON array as in Ecwid's reference. - is standard input.
 
   {"method": "PUT", "path": "/products/42", "body": {"price": 19.99}}
   {"method": "GET", "path": "/orders?limit=1"}
 
-While the job runs, FILE.journal is beside FILE: after a crash, a kill, Ctrl-C
+Each output line is a JSON object with line (of FILE, or the place in the
+array), id, method, path, status, httpStatusCode, httpStatusLine, response.
+
+While the job runs, FILE.journal lies beside FILE: after a crash, a kill, Ctrl-C
 or a timeout the same command goes on, and prints all responses from the first
-on. When the job has ended, the journal is removed, and what did not succeed is
-in FILE.failed, as input: mend it there and run that. Standard input has
-neither, unless they are named.
-"""
-
-_RUN_EXAMPLE = """\
-example:
-  ecwid-batch run prices.jsonl --continue-on-failure > responses.jsonl
-
-Each line of the output is a JSON object with the line of FILE that it answers
-(or the place in the array), id, method, path, status, httpStatusCode,
-httpStatusLine and response.
+on. At the end the journal is gone, and what did not succeed is in FILE.failed,
+as input: mend it there and run that. Standard input has neither unless named.
 """
 
 
@@ -2038,22 +1975,11 @@ def _write(stream: IO[str], text: str) -> None:
     try:
         stream.write(text)
         stream.flush()
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
-        raise
-
-
-def _print(value: dict[str, Any]) -> None:
-    _print_line(json.dumps(value))
-
-
-def _print_line(text: str) -> None:
-    try:
-        _write(sys.stdout, f"{text}\n")
-    except (OSError, ValueError) as error:
         raise _OutputError(str(error)) from error
 
 
@@ -2088,7 +2014,7 @@ class _Screen(logging.Handler):
 
     def _write(self, text: str) -> None:
         if sys.stderr is not None:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(_OutputError):
                 _write(sys.stderr, text)
 
 
@@ -2106,10 +2032,10 @@ class _Input:
         self._batch_size = batch_size
 
     def count(self) -> None:
-        """Count the requests of a regular file with one object per line."""
-        start = self._file.tell()
-        self.total = sum(not line.isspace() for line in iter(self._read_line, b""))
-        self._file.seek(start)
+        """Find out the total of a file with one object per line, for the progress."""
+        if self._file.seekable():
+            self.total = sum(not line.isspace() for line in iter(self._read_line, b""))
+            self._file.seek(0)
 
     def requests(self) -> Iterator[BatchRequest]:
         """Yield the requests. Raises _InputError that names the line of what is none."""
@@ -2121,12 +2047,12 @@ class _Input:
                 raise _InputError(str(error)) from None
             if count % self._batch_size == 0:
                 ids.clear()
+            if request.id in ids:
+                raise _InputError(
+                    f"{where}: the id {request.id!r} is that of {ids[request.id]}; give every "
+                    "request an id of its own, or none"
+                )
             if request.id is not None:
-                if request.id in ids:
-                    raise _InputError(
-                        f"{where}: the id {request.id!r} is that of {ids[request.id]}; give every "
-                        "request an id of its own, or none"
-                    )
                 ids[request.id] = where
             self.lines.append(line)
             yield request
@@ -2139,23 +2065,20 @@ class _Input:
         empty = True
         for number, text in enumerate(iter(self._read_line, b""), 1):
             if len(text) > _MAX_LINE:
-                raise _InputError(f"line {number} is longer than {_MAX_LINE:,} bytes")
+                raise _InputError(f"line {number:,} is longer than {_MAX_LINE:,} bytes")
             if text.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise _InputError("FILE is UTF-16; save it as UTF-8 (PowerShell: -Encoding utf8)")
             text = text.lstrip(b"\xef\xbb\xbf \t\r\n")  # a byte order mark, white space
             if text.startswith(b"[") and empty:
-                yield from self._array(number, text)
+                yield from self._array(b"\n" * (number - 1) + text)
                 return
             if text:
                 empty = False
                 yield f"line {number:,}", number, _parse_line(text, number)
 
-    def _array(self, number: int, text: bytes) -> Iterator[tuple[str, int, Any]]:
-        text += self._file.read(_MAX_ARRAY)
-        if len(text) > _MAX_ARRAY:
-            raise _InputError(f"an array may take {_MAX_ARRAY:,} bytes; write one object per line")
+    def _array(self, text: bytes) -> Iterator[tuple[str, int, Any]]:
         try:
-            items = _parse_json(b"\n" * (number - 1) + text)
+            items = _parse_json(text + self._file.read())
         except (ValueError, RecursionError) as error:
             raise _InputError(f"the array is not JSON: {error}") from None
         self.total = len(items)
@@ -2167,184 +2090,179 @@ def _parse_line(text: bytes, number: int) -> Any:
     try:
         return _parse_json(text)
     except (ValueError, RecursionError) as error:
-        hint = "; FILE must hold one JSON object per line (for CSV see the README)"
+        hint = "FILE must hold one JSON object per line (for CSV see the README)"
         if text.startswith(b"{"):
-            hint = "; one object must stand on one line, or all of them in one JSON array"
+            hint = "one object must stand on one line, or all of them in one JSON array"
         reason = getattr(error, "msg", error)  # json's words without its count of lines
-        raise _InputError(f"line {number:,} is not JSON: {reason}{hint}") from None
+        raise _InputError(f"line {number:,} is not JSON: {reason}; {hint}") from None
 
 
-class _Outcomes:
-    """What has become of the requests: counted, and kept aside where they did not succeed."""
+class _Report:
+    """The responses: printed, counted, and kept aside where a request did not succeed.
 
-    def __init__(self, failures: IO[bytes]) -> None:
-        self.first: str | None = None  # that did not succeed
+    first  the first request that did not succeed, in words
+    """
+
+    def __init__(self, screen: _Screen, source: _Input, failures: IO[bytes]) -> None:
+        self.first: str | None = None
+        self._screen = screen
+        self._source = source
+        self._failures = failures
         self._counts = {"COMPLETED": 0, "FAILED": 0, "UNKNOWN": 0, "NOT_EXECUTED": 0}
         self._doubts = 0  # that may have run, and cannot be repeated without a look at the shop
-        self._failures = failures
         self._begun = time.monotonic()
 
-    def add(self, response: BatchResponse, line: int) -> None:
+    def add(self, response: BatchResponse) -> None:
+        request = response.request
+        line = self._source.lines.popleft()
+        fields = {
+            "line": line,
+            "id": response.id,
+            "method": request.method,
+            "path": request.path,
+            "status": response.status,
+            "httpStatusCode": response.http_status_code,
+            "httpStatusLine": response.http_status_line or response.error_message,
+            "response": response.body,
+        }
+        self._screen.draw("")
+        _write(sys.stdout, json.dumps(fields) + "\n")
         self._counts[response.status] += 1
         if response.ok:
             return
-        request = response.request
         if self.first is None:
             name = f"line {line:,}, {request.method} {request.path}"
             self.first = f"{name}: {response.status}, {response.error_message}"
         code = response.http_status_code or 0
-        may_have_run = response.status == "UNKNOWN" or code == 408 or code >= 500
-        self._doubts += may_have_run and not response.retryable
-        fields = {"id": request.id, "method": request.method, "path": request.path}
-        if request.body is not None:
-            fields["body"] = request.body
-        if request.id is None:
-            del fields["id"]
-        self._failures.write(f"{json.dumps(fields)}\n".encode("ascii"))
+        if not response.retryable and (response.status == "UNKNOWN" or code == 408 or code >= 500):
+            self._doubts += 1
+        parts = dataclasses.asdict(request).items()
+        text = json.dumps({name: value for name, value in parts if value is not None})
+        self._failures.write(f"{text}\n".encode("ascii"))
 
-    def progress(self, done: int, total: int) -> str:
-        """Return one line; a total of 0 is not known."""
+    def show(self, status: BatchStatus) -> None:
+        """Show the progress."""
+        done, total = status.completed_requests, self._source.total
         rate = done / max(time.monotonic() - self._begun, 0.001)
-        words = [f"{done:,}/{total:,}" if total else f"{done:,}"]
+        words = [f"{done:,}"]
         failed = self._counts["FAILED"] + self._counts["UNKNOWN"]
         if failed:
             words.append(f"{failed:,} failed")
         words.append(f"{rate:.1f}/s")
+        if total:
+            words[0] += f"/{total:,}"
         if total and rate:
-            left = datetime.timedelta(seconds=int((total - done) / rate))
-            words.append(f"{left} left")
-        return " ".join(words)
+            words.append(f"{datetime.timedelta(seconds=int((total - done) / rate))} left")
+        self._screen.draw(" ".join(words))
 
-    def move_failures_to(self, path: str) -> None:
+    def leave_failures(self, path: str | None) -> None:
         """Put what did not succeed into its place, as input. If all did, remove what is there."""
+        if path is None:
+            return
         try:
-            if self.first is not None:
-                self._failures.seek(0)
-                with open(f"{path}.part", "wb") as file:
-                    shutil.copyfileobj(self._failures, file)
-                os.replace(f"{path}.part", path)
-            elif os.path.exists(path):
-                os.unlink(path)
+            if self.first is None:
+                _remove(path)
+                return
+            self._failures.seek(0)
+            with open(f"{path}.part", "wb") as file:
+                shutil.copyfileobj(self._failures, file)
+            os.replace(f"{path}.part", path)
         except OSError as error:
             raise _OutputError(f"{path}: {error}") from error
 
-    def tell(self, screen: _Screen, failed: str | None) -> None:
-        """Print the summary."""
+    def end(self, failed: str | None) -> None:
+        """Say what has become of the requests."""
         names = ("succeeded", "failed", "unknown", "did not run")
         counts = [f"{n:,} {name}" for n, name in zip(self._counts.values(), names) if n]
         total = _count(sum(self._counts.values()), "request")
         seconds = time.monotonic() - self._begun
-        if not screen.quiet:
-            screen.say(f"{total}: {', '.join(counts) or 'nothing to do'}; {seconds:.1f} s")
-        if self.first is not None:
-            screen.say(f"the first that did not succeed: {self.first}")
-        if self.first is not None and failed is not None:
-            screen.say(f"what did not succeed is in {failed}: mend it there and run that")
+        if not self._screen.quiet:
+            self._screen.say(f"{total}: {', '.join(counts) or 'nothing to do'}; {seconds:.1f} s")
+        if self.first is None:
+            return
+        self._screen.say(f"the first that did not succeed: {self.first}")
+        if failed is not None:
+            self._screen.say(f"what did not succeed is in {failed}: mend it there and run that")
         if self._doubts:
             doubts = _count(self._doubts, "request")
-            screen.say(f"{doubts} of these may have run all the same: look at the shop first")
+            self._screen.say(f"{doubts} of these may have run all the same: look at the shop first")
 
 
 def _run(args: Any, screen: _Screen) -> int:
-    if args.dry_run:
-        return _dry_run(args)
     client = _client(args, max_retry_time=120.0)
-    journal, failed = args.journal, args.failed
-    is_file = os.path.isfile(args.file)
-    if is_file:
-        journal = journal or f"{args.file}.journal"
-        failed = failed or f"{args.file}.failed"
-    _check_places({"FILE": args.file, "--journal": journal, "--failed": failed})
+    journal, failed = _places(args)
     with _opened(args.file) as file, tempfile.SpooledTemporaryFile(_MAX_IN_MEMORY) as failures:
-        outcomes = _Outcomes(failures)
         source = _Input(file, args.batch_size)
-        if screen.live and is_file:
+        report = _Report(screen, source, failures)
+        if screen.live:
             source.count()
         try:
-            _run_job(client, args, journal, source, outcomes, screen)
-            if failed is not None:
-                outcomes.move_failures_to(failed)
+            _print_responses(client, args, journal, source, report)
+            report.leave_failures(failed)
         except (Exception, KeyboardInterrupt) as error:
-            status = _report(error, screen)
-            if journal is not None and os.path.exists(journal) and type(error) is not ValueError:
+            status = _report_error(error, screen)
+            goes_on = journal is not None and os.path.exists(journal)
+            if goes_on and type(error) is not ValueError:  # which says that the journal is another
                 screen.say("the same command goes on where this one ended")
             return status
-    if args.journal is None and journal is not None and os.path.exists(journal):
-        os.unlink(journal)
-    outcomes.tell(screen, failed)
-    return 0 if outcomes.first is None else 1
+    if journal is not None and args.journal is None:
+        _remove(journal)
+    report.end(failed)
+    return 0 if report.first is None else 1
 
 
-def _run_job(
-    client: EcwidClient,
-    args: Any,
-    journal: str | None,
-    source: _Input,
-    outcomes: _Outcomes,
-    screen: _Screen,
+def _print_responses(
+    client: EcwidClient, args: Any, journal: str | None, source: _Input, report: _Report
 ) -> None:
-    """Run all requests and print their responses as they come."""
-
-    def show(status: BatchStatus) -> None:
-        screen.draw(outcomes.progress(status.completed_requests, source.total))
-
     stream = client.stream(
         source.requests(),
         journal=journal,
         batch_size=args.batch_size,
         timeout=args.timeout,
-        on_progress=show,
+        on_progress=report.show,
         allow_parallel_mode=args.parallel,
         stop_on_first_failure=not args.continue_on_failure,
         group_id=args.group,
     )
     with contextlib.closing(stream):
         for response in stream:
-            line = source.lines.popleft()
-            screen.draw("")
-            _print(
-                {
-                    "line": line,
-                    "id": response.id,
-                    "method": response.request.method,
-                    "path": response.request.path,
-                    "status": response.status,
-                    "httpStatusCode": response.http_status_code,
-                    "httpStatusLine": response.http_status_line or response.error_message,
-                    "response": response.body,
-                }
-            )
-            outcomes.add(response, line)
+            report.add(response)
 
 
-def _check_places(places: dict[str, str | None]) -> None:
-    """Raise ValueError if what a job leaves cannot be written, or would overwrite its input."""
-    taken: dict[str, str] = {}
-    for option, path in places.items():
-        if path is None or path == "-":
+def _places(args: Any) -> tuple[str | None, str | None]:
+    """Return the paths of the journal and of the failures.
+
+    Raises ValueError if one cannot be written there, or would overwrite something else.
+    """
+    journal, failed = args.journal, args.failed
+    if os.path.isfile(args.file):
+        journal = journal or f"{args.file}.journal"
+        failed = failed or f"{args.file}.failed"
+    taken = {os.path.realpath(args.file): "FILE"}
+    for option, path in (("--journal", journal), ("--failed", failed)):
+        if path is None:
             continue
         place = os.path.realpath(path)
         if place in taken:
             raise ValueError(f"{option} must be another file than {taken[place]}, {path}")
         taken[place] = option
-        usable = os.access(os.path.dirname(place), os.W_OK)
-        if os.path.exists(place):
-            usable = usable and os.path.isfile(place)  # not /dev/null, which would be replaced
-        if option != "FILE" and not usable:
+        usable = os.path.isfile(place) or not os.path.exists(place)  # not /dev/null
+        if not usable or not os.access(os.path.dirname(place), os.W_OK):
             raise ValueError(f"cannot write {path}: name another file with {option}")
+    return journal, failed
 
 
-def _dry_run(args: Any) -> int:
+def _dry_run(args: Any, screen: _Screen) -> int:
     with _opened(args.file) as file:
         total = sum(1 for _ in _Input(file, args.batch_size).requests())
     batches = _count(-(-total // args.batch_size), "batch")
-    _print_line(f"{_count(total, 'request')} in {batches}, nothing sent")
+    _write(sys.stdout, f"{_count(total, 'request')} in {batches}, nothing sent\n")
     return 0
 
 
 def _cancel(args: Any, screen: _Screen) -> int:
-    client = _client(args, max_retry_time=_CANCEL_RETRY_TIME)
-    _print({"group": args.group, "updateCount": client.cancel(args.group)})
+    count = _client(args, max_retry_time=10.0).cancel(args.group)
+    _write(sys.stdout, json.dumps({"group": args.group, "updateCount": count}) + "\n")
     return 0
 
 
@@ -2356,27 +2274,32 @@ def _client(args: Any, *, max_retry_time: float) -> EcwidClient:
     return EcwidClient(token=token, base_url=args.base_url, max_retry_time=max_retry_time)
 
 
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[IO[bytes]]:
+def _opened(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
     """Open FILE for reading; - is standard input."""
     if path != "-":
-        with open(path, "rb") as file:
-            yield file
-    elif sys.stdin is None:
+        return open(path, "rb")
+    if sys.stdin is None:
         raise ValueError("standard input is closed")
-    else:
-        yield sys.stdin.buffer
+    return contextlib.nullcontext(sys.stdin.buffer)
 
 
-def _report(error: BaseException, screen: _Screen) -> int:
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _report_error(error: BaseException, screen: _Screen) -> int:
     """Say what went wrong; return the exit status. Raises the error if it is a bug."""
     if isinstance(error, _OutputError):
         if not isinstance(error.__cause__, BrokenPipeError):  # a reader that has had enough
             screen.say(f"cannot write the output: {error}")
         return 5
+    if isinstance(error, _Terminated):
+        screen.say("terminated")
+        return 143
     if isinstance(error, KeyboardInterrupt):
-        screen.say("terminated" if isinstance(error, _Terminated) else "interrupted")
-        return 143 if isinstance(error, _Terminated) else 130
+        screen.say("interrupted")
+        return 130
     if not isinstance(error, (EcwidError, OSError, ValueError)):
         raise error
     screen.say(str(error))
@@ -2388,35 +2311,33 @@ def _report(error: BaseException, screen: _Screen) -> int:
 def _parser() -> Any:
     import argparse
 
-    parser = argparse.ArgumentParser(
-        "ecwid-batch",
-        description=_DESCRIPTION,
-        epilog=_EXIT_STATUS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"ecwid-batch {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser(
-        "run",
-        help="run all requests of a file; print one JSON line per response",
-        description=_RUN_HELP,
-        epilog=f"{_RUN_EXAMPLE}\n{_EXIT_STATUS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    cancel = commands.add_parser(
-        "cancel",
-        help="stop the requests of a group that have not run yet",
-        description="Stop the requests of a group that have not run yet; print Ecwid's count.",
-        allow_abbrev=False,
-    )
-
     def batch_size(text: str) -> int:
         if not 1 <= int(text) <= _MAX_REQUESTS:
             raise argparse.ArgumentTypeError(f"must be 1 to {_MAX_REQUESTS}")
         return int(text)
 
+    common = argparse.ArgumentParser(add_help=False)
+    option = common.add_argument
+    option("--token-file", metavar="FILE", help="read the token from FILE")
+    option("--base-url", metavar="URL", help="instead of ECWID_BASE_URL or Ecwid's own")
+    option("-q", "--quiet", action="store_true", help="no progress and no summary")
+    option("-v", "--verbose", action="store_true", help="log every exchange")
+
+    shape: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    shape["epilog"] = _EXIT_STATUS
+    parser = argparse.ArgumentParser("ecwid-batch", description=_DESCRIPTION, **shape)
+    parser.add_argument("--version", action="version", version=f"ecwid-batch {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    about = "stop the requests of a group that have not run yet"
+    cancel = commands.add_parser("cancel", help=about, description=about, parents=[common], **shape)
+    cancel.add_argument("group", metavar="GROUP", help="the ID that --group gave to the job")
+    cancel.set_defaults(function=_cancel)
+
+    about = "run all requests of a file; print one JSON line per response"
+    run = commands.add_parser(
+        "run", help=about, description=_RUN_DESCRIPTION, parents=[common], **shape
+    )
     option = run.add_argument
     option("file", metavar="FILE", help="JSON lines or a JSON array; - is standard input")
     option(
@@ -2432,15 +2353,14 @@ def _parser() -> Any:
     option("--timeout", metavar="S", type=float, help="exit with status 4 after S seconds")
     option("--journal", metavar="FILE", help="instead of FILE.journal; is kept at the end")
     option("--failed", metavar="FILE", help="instead of FILE.failed")
-    option("--dry-run", action="store_true", help="check all of FILE, send nothing; needs no store")
-    cancel.add_argument("group", metavar="GROUP", help="the ID that --group gave to the job")
-    for command, function in ((run, _run), (cancel, _cancel)):
-        option = command.add_argument
-        option("--token-file", metavar="FILE", help="read the token from FILE")
-        option("--base-url", metavar="URL", help="instead of ECWID_BASE_URL or Ecwid's own")
-        option("-q", "--quiet", action="store_true", help="no progress and no summary")
-        option("-v", "--verbose", action="store_true", help="log every exchange")
-        command.set_defaults(function=function)
+    option(
+        "--dry-run",
+        action="store_const",
+        dest="function",
+        const=_dry_run,
+        help="check all of FILE, send nothing; needs no store",
+    )
+    run.set_defaults(function=_run)
     return parser
 
 
@@ -2466,7 +2386,7 @@ def main(argv: list[str] | None = None) -> int:
             raise _OutputError("standard output is closed")
         return int(args.function(args, screen))
     except (Exception, KeyboardInterrupt) as error:
-        return _report(error, screen)
+        return _report_error(error, screen)
     finally:
         _LOG.removeHandler(screen)
 
