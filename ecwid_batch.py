@@ -1,4 +1,4 @@
-"""Run batches of Ecwid REST calls: nothing lost, nothing run twice, nothing claimed but known.
+"""Run batches of Ecwid REST calls: nothing is lost, and nothing runs twice.
 
     from ecwid_batch import BatchRequest, EcwidClient
 
@@ -88,7 +88,7 @@ __all__ = [
 _LOG = logging.getLogger("ecwid_batch")
 _T = TypeVar("_T")
 _Path = Union[str, "os.PathLike[str]"]
-_Params = Optional[Mapping[str, Any]]
+_Params = Optional["Mapping[str, Any]"]
 _OnProgress = Optional[Callable[["BatchStatus"], object]]
 _Clean = Callable[[str], str]  # makes text from outside fit to be shown
 
@@ -141,7 +141,8 @@ _encode = json.JSONEncoder(allow_nan=False, default=_json_default).encode
 class _SentBody:
     """The field `body` of a request: kept as the JSON text that is sent, read back from it.
 
-    Both stand under the same name, since this descriptor goes before the instance's dictionary.
+    The text is in the request's `__dict__`, under the name "body". This class has `__set__`, so
+    Python asks it first.
     """
 
     def __get__(self, request: BatchRequest | None, owner: object = None) -> Any:
@@ -165,8 +166,8 @@ class BatchRequest:
     id      text that identifies the response; None lets the batch number the request
 
     A request is a snapshot: the body becomes JSON here, so changing the object afterwards changes
-    nothing. `request.body` reads back what is sent, anew at each reading. Two requests are equal
-    if they have the same id and send the same text.
+    nothing. `request.body` parses what is sent, again at each access. Two requests are equal if
+    they have the same id and send the same text.
 
     Raises ValueError or TypeError, with the way to write it instead, for what cannot be sent.
     Reference: "Create batch request", Request JSON.
@@ -448,8 +449,9 @@ def _given_ids(requests: tuple[BatchRequest, ...], first: int) -> tuple[str, ...
 
 def _read_request(item: Any, where: str) -> BatchRequest:
     """Return the request that parsed JSON describes. Raises ValueError that names the place."""
-    if not isinstance(item, dict) or not {"method", "path"} <= item.keys():
-        raise ValueError(f"{where} must be a JSON object with method and path")
+    known = {"method", "path", "body", "id"}
+    if not isinstance(item, dict) or not {"method", "path"} <= item.keys() <= known:
+        raise ValueError(f"{where} must be a JSON object with method, path and maybe body and id")
     try:
         return BatchRequest(**item)
     except (TypeError, ValueError) as error:
@@ -471,6 +473,10 @@ def _parse_json(text: str | bytes) -> Any:
 
 _STATUSES = ("QUEUED", "IN_PROGRESS", "COMPLETED")
 _UNREADABLE = "Ecwid sent no response that can be read for this request; it may have run"
+_DEFAULT_MESSAGES = {
+    "FAILED": "failed without a reason",
+    "NOT_EXECUTED": "not run, since an earlier request failed or the batch was cancelled",
+}
 
 
 @dataclasses.dataclass(repr=False)  # frozen would double the time that it takes to make one
@@ -537,7 +543,7 @@ class BatchResponse:
 class BatchStatus:
     """How far a batch, or a job of many batches, is.
 
-    ticket              that of the batch; None for a job, and from `from_dict`
+    ticket              that of the batch; None from `run` and `from_dict`
     status              "QUEUED", "IN_PROGRESS" or "COMPLETED" (no more of its requests will run)
     total_requests      how many requests there are
     completed_requests  how many of them are done
@@ -681,7 +687,7 @@ def _read_response(
     if status == "COMPLETED":
         return BatchResponse(id, status, code, line, body, None, None, request)
     message, error_code = _error_fields(body, clean)
-    message = doubt or message or line or f"{status}, without a reason"
+    message = doubt or message or line or _DEFAULT_MESSAGES[status]
     return BatchResponse(id, status, code, line, body, message, error_code, request)
 
 
@@ -912,7 +918,7 @@ def _read_body(response: Any, timeout: float) -> bytes:
 def _received(response: Any, deadline: float) -> bytes:
     """Return the bytes of an answer, at most one more than is allowed.
 
-    Those that are missing, if it was cut off, show by themselves: what is left is not JSON.
+    An answer that was cut off needs no check: it is not JSON.
     """
     length = getattr(response, "length", None)  # Content-Length: some proxies do not hang up
     if length is None:
@@ -1056,7 +1062,7 @@ _block_lock = threading.Lock()  # guards EcwidClient._blocked_until; a lock cann
 
 
 class _Deadline:
-    """The end of a caller's timeout, in seconds; never for None."""
+    """The end of a caller's timeout, in seconds; None means that there is none."""
 
     def __init__(self, timeout: float | None) -> None:
         self._timeout = timeout
@@ -1079,7 +1085,7 @@ class EcwidClient:
     token           the access token, such as "secret_..."; None takes ECWID_TOKEN
     base_url        HTTPS, or HTTP to loopback, which never uses a proxy; None takes
                     ECWID_BASE_URL, else Ecwid's own
-    http_timeout    seconds for each wait for the network, and for the reading of an answer
+    http_timeout    seconds for each wait for the network, and for the reading of an answer's body
     max_retry_time  seconds from its first failure for which a call is tried again, up to 3600.
                     Connection failures, broken answers, 408, 429 and 5XX are tried again, after
                     pauses that grow to 30 s, or as long as Retry-After says
@@ -1110,11 +1116,10 @@ class EcwidClient:
         if base_url is None:
             base_url = os.environ.get("ECWID_BASE_URL") or _BASE_URL
         if not re.fullmatch("[1-9][0-9]*", str(store_id)):  # not shown: it may be the token
-            raise ValueError("store_id must be a positive integer; or set ECWID_STORE_ID to one")
+            raise ValueError("set ECWID_STORE_ID, or store_id, to a positive integer")
         if not re.fullmatch("[!-~]+", token):  # a line end would be a header of its own
             raise ValueError(
-                "token must be visible ASCII without spaces (it is not shown here); "
-                "or set ECWID_TOKEN to it"
+                "set ECWID_TOKEN, or token, to visible ASCII without spaces (it is not shown here)"
             )
         if not 0 < http_timeout <= 3600:
             raise ValueError(f"http_timeout must be up to 3600 seconds, not {http_timeout!r}")
@@ -1122,7 +1127,7 @@ class EcwidClient:
             raise ValueError(f"max_retry_time must be 0 to 3600 seconds, not {max_retry_time!r}")
         self._host = _checked_host(base_url)
         self.store_id = int(store_id)
-        self.token = token
+        self._token = token
         self.base_url = base_url.rstrip("/")
         self.http_timeout = http_timeout
         self.max_retry_time = max_retry_time
@@ -1190,7 +1195,8 @@ class EcwidClient:
         on_progress        a function that is called after each look at a batch, with its ticket and
                            status, and with the counts of the job: requests read so far, and done
         deduplication_key  a UUID for the whole job. The same call with the same key goes on, if it
-                           begins within half an hour of the first
+                           begins within half an hour of the first and comes to each batch within an
+                           hour of its first submission
 
         The other arguments are those of `Batch`. By default the first failure stops the job: a
         batch is submitted once all requests of the one before have succeeded. With
@@ -1200,7 +1206,8 @@ class EcwidClient:
         An error of `requests`, or requests that differ from those of the journal, is raised after
         the responses of what was submitted. What `requests` or `on_progress` raises passes through.
         Raises ValueError for a journal that is none, is that of another job or is in use, OSError
-        for one that cannot be opened, and BatchTimeoutError when the timeout is over.
+        for one that cannot be read, EcwidError for one that cannot be written, and
+        BatchTimeoutError when the timeout is over.
         """
         options = _options(allow_parallel_mode, stop_on_first_failure, group_id)
         job = _Job(
@@ -1257,7 +1264,8 @@ class EcwidClient:
         query = {"groupId": _text("group_id", group_id)}
         if ticket is not None:
             query["ticketId"] = _text("ticket", ticket)  # required by the reference
-        return self._call("POST", "/batch/cancel-group", query, _count_reader("updateCount"))
+        read = functools.partial(_read_count, "updateCount")
+        return self._call("POST", "/batch/cancel-group", query, read)
 
     def delete(self, ticket: str) -> int:
         """Stop the requests of a batch that have not run, and forget it; return deleteCount.
@@ -1266,7 +1274,7 @@ class EcwidClient:
         """
         ticket = _text("ticket", ticket)
         query = {"ticketId": ticket, "ticket": ticket}  # the newer reference's name, the older's
-        return self._call("DELETE", "/batch", query, _count_reader("deleteCount"))
+        return self._call("DELETE", "/batch", query, functools.partial(_read_count, "deleteCount"))
 
     def find(self, status: str) -> Iterator[str]:
         """Yield the tickets of all batches whose status is `status`.
@@ -1290,8 +1298,8 @@ class EcwidClient:
         expiry = first_submitted + _KEY_LIFETIME
         if time.time() >= expiry:
             raise ValueError(
-                "the batch was first submitted 59 minutes ago or earlier, and Ecwid may have "
-                "forgotten its key: make a new Batch to run the requests again"
+                "this batch was first to be submitted 59 minutes ago or earlier, and Ecwid may "
+                "have forgotten its key: make a new Batch to run the requests again"
             )
         return self._call("POST", "/batch", batch.query, _read_ticket, body, deadline, expiry)
 
@@ -1331,8 +1339,8 @@ class EcwidClient:
             now = time.monotonic()
             remaining = math.inf  # seconds until the estimated end
             if status.completed_requests:
-                share = status.completed_requests / status.total_requests
-                remaining = (now - idle_until) * (1 / share - 1)
+                ratio = status.total_requests / status.completed_requests
+                remaining = (now - idle_until) * (ratio - 1)
             else:
                 idle_until = now
             left = deadline.left()
@@ -1444,7 +1452,7 @@ class EcwidClient:
             headers["Content-Type"] = "application/json"
         request = urllib.request.Request(url, body, headers, method=method)
         # Unredirected: a caller's opener that follows redirects does not take the token along.
-        request.add_unredirected_header("Authorization", f"Bearer {self.token}")
+        request.add_unredirected_header("Authorization", f"Bearer {self._token}")
         return request
 
     def _block(self, seconds: float) -> None:
@@ -1454,7 +1462,7 @@ class EcwidClient:
 
     def _clean(self, text: str) -> str:
         """Return text from outside as one short line, with the token masked."""
-        return _one_line(text.replace(self.token, "***"))
+        return _one_line(text.replace(self._token, "***"))
 
 
 def _checked_host(base_url: str) -> str:
@@ -1514,21 +1522,17 @@ def _read_tickets(answer: Any) -> list[str]:
     return [_read_ticket(item) for item in items]
 
 
-def _count_reader(name: str) -> Callable[[Any], int]:
-    """Return a function that returns a count from an answer."""
-
-    def read(answer: Any) -> int:
-        count = _field(answer, name, int)
-        if count is None:
-            raise _invalid(f"the answer has no {name}")
-        return count
-
-    return read
+def _read_count(name: str, answer: Any) -> int:
+    count = _field(answer, name, int)
+    if count is None:
+        raise _invalid(f"the answer has no {name}")
+    return count
 
 
 # --- A job and its journal ------------------------------------------------------------------------
 
 _INTERRUPTED = "this request was being submitted when the job was interrupted; it may have run"
+_UNKNOWN_TICKET = "of an interrupted submission, which may have arrived"
 _FORGOTTEN = "Ecwid does not know this request's ticket any more; it may have run"
 
 
@@ -1592,16 +1596,16 @@ class _Job:
             yield from self._in_order(parts)
             if self._journal.records and not self._submitted:
                 _LOG.warning(
-                    "nothing was submitted: the journal %s has all of this job, whose responses "
-                    "came again; a new job needs a new journal",
+                    "nothing was submitted: the journal %s has all of this job, and its responses "
+                    "came again (another job needs another journal)",
                     self._journal.path,
                 )
         finally:
             self._journal.close()
             if self._window:
-                tickets = ", ".join(part.ticket or "one not known yet" for part in self._window)
+                tickets = ", ".join(part.ticket or _UNKNOWN_TICKET for part in self._window)
                 how = "the same call goes on" if self._goes_on else "client.wait has the responses"
-                _LOG.warning("the job was left, and goes on at Ecwid: ticket %s; %s", tickets, how)
+                _LOG.warning("the job was left; at Ecwid go on: ticket %s; %s", tickets, how)
 
     def _in_order(self, parts: Iterator[_Part]) -> Iterator[BatchResponse]:
         """Submit the next batch; when the window is full, finish the oldest and yield."""
@@ -1655,42 +1659,39 @@ class _Job:
     def _differs(self, what: str) -> ValueError:
         return ValueError(
             f"{what}, and the journal {self._journal.path} is of another job: go on with the "
-            "requests and options that it began with, or remove the journal to give that job up"
+            "requests and options that it began with, or remove the journal to give that job up "
+            "(what it submitted may have run)"
         )
 
     def _take(self, part: _Part) -> None:
         """Put a batch into the window: submitted by an earlier call, or now."""
         record = self._journal.records.get(part.number)
-        if record is not None and (record.ticket or time.time() >= record.time + _KEY_LIFETIME):
+        if record is not None and (record.ticket or not record.is_safe()):
             part.ticket = record.ticket
             self._window.append(part)
             return
         try:
-            if self._deadline.left() <= 0:
-                raise self._deadline.error()
-            if record is None:
-                self._submit_new(part)
-            else:
-                self._submit(part, record.time)
+            self._submit(part, record)
         except EcwidError as error:
             self._take_along(error)
             raise
 
-    def _submit_new(self, part: _Part) -> None:
-        now = time.time()
-        self._journal.add_submission(part.number, part.batch, now)
+    def _submit(self, part: _Part, record: _Record | None) -> None:
+        """Submit a batch, for the first time or, if there is a record, once more."""
+        if self._deadline.left() <= 0:
+            raise self._deadline.error()
+        since = time.time() if record is None else record.time
+        if record is None:
+            self._journal.add_submission(part.number, part.batch, since)
+        self._submitted = True
+        self._window.append(part)  # from here on it may be at Ecwid
         try:
-            self._submit(part, now)
+            part.ticket = self._client._submit(part.batch, since, self._deadline)
         except EcwidError as error:
-            if not error.uncertain and part.ticket is None:
+            if record is None and not error.uncertain:
                 self._window.pop()
                 self._journal.add_refusal(part.number)
             raise
-
-    def _submit(self, part: _Part, first_submitted: float) -> None:
-        self._submitted = True
-        self._window.append(part)
-        part.ticket = self._client._submit(part.batch, first_submitted, self._deadline)
         self._journal.add_ticket(part.number, part.ticket)
 
     def _take_along(self, error: EcwidError) -> None:
@@ -1801,6 +1802,10 @@ class _Record:
     time: float  # of time.time(), just before the submission
     ticket: str | None = None
 
+    def is_safe(self) -> bool:
+        """Return whether Ecwid still knows the key, as far as the clock can be believed."""
+        return abs(time.time() - self.time) < _KEY_LIFETIME
+
 
 class _Journal:
     """The record of a job in a file that a person can read: one JSON object a line.
@@ -1826,9 +1831,13 @@ class _Journal:
         job = {"journal": _JOURNAL, "url": client.base_url, "store": client.store_id, "key": key}
         try:
             if path is not None and os.path.exists(path):
-                self._file = self._opened("r+b")
+                self._file = self._opened(path, "r+b")
                 self._read(self._file)
             self.key = self._key_of(job)
+            if self._file is not None and not self.records:  # all was refused: begin anew
+                self._file.truncate(0)
+                self._file.seek(0)
+                self._header = None
         except BaseException:
             self.close()
             raise
@@ -1852,14 +1861,14 @@ class _Journal:
             _lock(self._file, _UNLOCK)
             self._file.close()
 
-    def _opened(self, mode: str) -> IO[bytes]:
+    def _opened(self, path: _Path, mode: str) -> IO[bytes]:
         """Return the file, locked. Raises ValueError if it is in use."""
-        file: IO[bytes] = open(str(self.path), mode, buffering=0)  # noqa: SIM115
+        file: IO[bytes] = open(path, mode, buffering=0)  # noqa: SIM115
         try:
             _lock(file, _LOCK)
         except OSError as error:
             file.close()
-            if not isinstance(error, (BlockingIOError, PermissionError)):  # the latter: Windows
+            if not isinstance(error, (BlockingIOError, PermissionError)):  # Windows has the latter
                 raise
             raise ValueError(
                 f"the journal {self.path} is in use: by another process, or by a stream of this "
@@ -1872,7 +1881,7 @@ class _Journal:
             return
         try:
             if self._file is None:
-                self._file = self._opened("xb")
+                self._file = self._opened(self.path, "xb")
             data = f"{self._pending}{json.dumps(line)}\n".encode("ascii")
             if self._file.write(data) != len(data):
                 raise OSError("the disk may be full")
@@ -1910,7 +1919,7 @@ class _Journal:
 
     def _key_of(self, job: dict[str, Any]) -> str:
         """Return the job's key. Raises ValueError if the file is the journal of another job."""
-        if self._header is None:
+        if self._header is None or not self.records:
             return _checked_key(job["key"])
         for name, value in job.items():
             recorded = self._header[name]
@@ -2034,8 +2043,9 @@ class _Input:
     def count(self) -> None:
         """Find out the total of a file with one object per line, for the progress."""
         if self._file.seekable():
+            start = self._file.tell()
             self.total = sum(not line.isspace() for line in iter(self._read_line, b""))
-            self._file.seek(0)
+            self._file.seek(start)
 
     def requests(self) -> Iterator[BatchRequest]:
         """Yield the requests. Raises _InputError that names the line of what is none."""
@@ -2047,13 +2057,13 @@ class _Input:
                 raise _InputError(str(error)) from None
             if count % self._batch_size == 0:
                 ids.clear()
-            if request.id in ids:
+            id = request.id or f"{count + 1:06d}"  # as the library numbers it
+            if id in ids:
                 raise _InputError(
-                    f"{where}: the id {request.id!r} is that of {ids[request.id]}; give every "
-                    "request an id of its own, or none"
+                    f"{where}: the id {id!r} is that of {ids[id]}; give every request an id of "
+                    "its own, or none"
                 )
-            if request.id is not None:
-                ids[request.id] = where
+            ids[id] = where
             self.lines.append(line)
             yield request
 
@@ -2066,8 +2076,6 @@ class _Input:
         for number, text in enumerate(iter(self._read_line, b""), 1):
             if len(text) > _MAX_LINE:
                 raise _InputError(f"line {number:,} is longer than {_MAX_LINE:,} bytes")
-            if text.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise _InputError("FILE is UTF-16; save it as UTF-8 (PowerShell: -Encoding utf8)")
             text = text.lstrip(b"\xef\xbb\xbf \t\r\n")  # a byte order mark, white space
             if text.startswith(b"[") and empty:
                 yield from self._array(b"\n" * (number - 1) + text)
@@ -2093,6 +2101,8 @@ def _parse_line(text: bytes, number: int) -> Any:
         hint = "FILE must hold one JSON object per line (for CSV see the README)"
         if text.startswith(b"{"):
             hint = "one object must stand on one line, or all of them in one JSON array"
+        if isinstance(error, UnicodeDecodeError):
+            hint = "save FILE as UTF-8 (in PowerShell with -Encoding utf8)"
         reason = getattr(error, "msg", error)  # json's words without its count of lines
         raise _InputError(f"line {number:,} is not JSON: {reason}; {hint}") from None
 
@@ -2164,9 +2174,8 @@ class _Report:
                 _remove(path)
                 return
             self._failures.seek(0)
-            with open(f"{path}.part", "wb") as file:
+            with open(path, "wb") as file:
                 shutil.copyfileobj(self._failures, file)
-            os.replace(f"{path}.part", path)
         except OSError as error:
             raise _OutputError(f"{path}: {error}") from error
 
@@ -2181,11 +2190,11 @@ class _Report:
         if self.first is None:
             return
         self._screen.say(f"the first that did not succeed: {self.first}")
-        if failed is not None:
-            self._screen.say(f"what did not succeed is in {failed}: mend it there and run that")
         if self._doubts:
             doubts = _count(self._doubts, "request")
             self._screen.say(f"{doubts} of these may have run all the same: look at the shop first")
+        if failed is not None:
+            self._screen.say(f"what did not succeed is in {failed}: mend it there and run that")
 
 
 def _run(args: Any, screen: _Screen) -> int:

@@ -155,8 +155,14 @@ class Collection(dict):
         if sku and any(item.get("sku") == sku for item in self.values()):
             raise Refusal(409, "SKU_ALREADY_EXISTS", f"SKU {sku} is already used")
         now = int(time.time())
-        number = next(self.ids)
-        self[number] = {"createTimestamp": now, "updateTimestamp": now, **body, "id": number}
+        number = next(number for number in self.ids if number not in self)
+        self[number] = {
+            "enabled": True,
+            "createTimestamp": now,
+            "updateTimestamp": now,
+            **body,
+            "id": number,
+        }
         return {"id": number}
 
     def search(self, query):
@@ -1376,9 +1382,9 @@ class Batches(TestCase):
             (ValueError, "must be a JSON array of requests", "{}"),
             (ValueError, "must be a JSON array of requests", 5),
             (ValueError, "a batch needs 1 to 500 requests", "[]"),
-            (ValueError, "request 1 must be a JSON object with method and path", "[5]"),
-            (ValueError, "a JSON object with method and path", [{"method": "GET"}]),
-            (ValueError, "argument 'url'", [{"method": "GET", "path": "/a", "url": 1}]),
+            (ValueError, "request 1 must be a JSON object with method, path", "[5]"),
+            (ValueError, "a JSON object with method, path", [{"method": "GET"}]),
+            (ValueError, "and maybe body and id", [{"method": "GET", "path": "/a", "url": 1}]),
             (ValueError, "request 1: path must be relative", [{"method": "GET", "path": "a"}]),
             (ValueError, "request 1: path must be a str", [{"method": "GET", "path": 5}]),
             (ValueError, "NaN is not JSON", '[{"method": "PUT", "path": "/a", "body": NaN}]'),
@@ -1463,7 +1469,7 @@ class Responses(TestCase):
             ({"httpBody": {"errorMessage": 5}, "httpStatusLine": "l"}, "l", None),
             ({"httpStatusLine": "l"}, "l", None),
             ({"httpStatusLine": "a\x1b[31m\nb"}, "a [31m b", None),
-            ({}, "FAILED, without a reason", None),
+            ({}, "failed without a reason", None),
         ):
             response = status_of(row(status="FAILED", code=400, **fields)).responses[0]
             self.assertEqual((response.error_message, response.error_code), (message, code))
@@ -1476,7 +1482,7 @@ class Responses(TestCase):
             ([row(code=404)], "FAILED", ""),
             ([row(status="FAILED", code=202)], "UNKNOWN", "says FAILED, but with code 202"),
             ([row(status="NOT_EXECUTED", code=200)], "UNKNOWN", "says NOT_EXECUTED, but with code"),
-            ([row(status="NOT_EXECUTED", code=None)], "NOT_EXECUTED", "without a reason"),
+            ([row(status="NOT_EXECUTED", code=None)], "NOT_EXECUTED", "or the batch was cancelled"),
             ([row(code=None)], "UNKNOWN", "COMPLETED without a code"),
             ([row(code=0)], "UNKNOWN", "COMPLETED without a code"),
             ([row(code="200")], "UNKNOWN", "COMPLETED without a code"),
@@ -1596,11 +1602,11 @@ class Errors(TestCase):
 class Clients(TestCase):
     def test_wrong_arguments_are_refused(self):
         for arguments, options, kind, words in (
-            ((0, "t"), {}, ValueError, "store_id must be a positive integer"),
-            (("x", "t"), {}, ValueError, "store_id must be a positive integer"),
-            ((True, "t"), {}, ValueError, "store_id must be a positive integer"),
-            ((1, "t\n"), {}, ValueError, "token must be visible ASCII"),
-            ((1, ""), {}, ValueError, "or set ECWID_TOKEN"),
+            ((0, "t"), {}, ValueError, "to a positive integer"),
+            (("x", "t"), {}, ValueError, "to a positive integer"),
+            ((True, "t"), {}, ValueError, "to a positive integer"),
+            ((1, "t\n"), {}, ValueError, "visible ASCII without spaces"),
+            ((1, ""), {}, ValueError, "set ECWID_TOKEN"),
             ((1, "t"), {"http_timeout": 0}, ValueError, "http_timeout"),
             ((1, "t"), {"http_timeout": math.nan}, ValueError, "http_timeout"),
             ((1, "t"), {"max_retry_time": 3601}, ValueError, "max_retry_time"),
@@ -1629,7 +1635,7 @@ class Clients(TestCase):
         given = {"ECWID_STORE_ID": "7", "ECWID_TOKEN": "secret_a"}
         with mock.patch.dict(os.environ, given, clear=True):
             client = EcwidClient()
-            self.assertEqual((client.store_id, client.token), (7, "secret_a"))
+            self.assertEqual((client.store_id, client._token), (7, "secret_a"))
             self.assertEqual(client.base_url, "https://app.ecwid.com/api/v3")
             self.assertEqual(EcwidClient(8, "b").store_id, 8)
             os.environ["ECWID_BASE_URL"] = "http://localhost:8003/api/v3"
@@ -2580,7 +2586,9 @@ class Jobs(TestCase):
             with self.assertLogs("ecwid_batch", "WARNING") as logs:
                 with self.assertRaises(KeyboardInterrupt):
                     client.run(creates(3))
-            self.assertIn("ticket one not known yet", logs.output[0])
+            self.assertIn(
+                "ticket of an interrupted submission, which may have arrived", logs.output[0]
+            )
 
     def test_the_same_call_under_the_same_key_goes_on(self):
         with virtual(latency=0.05) as (engine, client, clock):
@@ -2764,7 +2772,11 @@ class Journals(TestCase):
             (b"precious data", "is not a journal"),
             (b"id,price\n1,2\n", "is not a journal"),
             (b'{"journal": "ecwid_batch 9"}\n', "see its line 1"),
-            (header.replace(b"batch 1", b"batch 9"), "with the journal 'ecwid_batch 9'"),
+            (
+                header.replace(b"batch 1", b"batch 9")
+                + b'{"batch": 1, "key": "k", "time": "2027-01-15"}\n',
+                "with the journal 'ecwid_batch 9'",
+            ),
             (header + b"[]\n", "see its line 2"),
             (header + b'{"batch": 1}\n', "see its line 2"),
             (header + b'{"batch": 1, "ticket": "T"}\n', "see its line 2"),
@@ -2874,11 +2886,11 @@ class Journals(TestCase):
             with virtual() as (engine, client, clock):
                 client.opener.fault = mock.Mock(side_effect=fault)
                 if fault is None:
-                    client.token = "wrong"
+                    client._token = "wrong"
                 error = self.fails(lambda: self.run_all(client, creates(15)), EcwidError)
                 self.assertFalse(error.uncertain)
                 self.assertEqual(self.lines()[-1], {"batch": 1, "refused": True})
-                client.opener.fault, client.token = lambda after: None, engine.token
+                client.opener.fault, client._token = lambda after: None, engine.token
                 clock.now += 12 * HOUR
                 self.assertTrue(all(r.ok for r in self.run_all(client, creates(15))))
                 self.assertEqual(ran(engine), skus(15))
@@ -2953,7 +2965,7 @@ for response in stream:
         out = subprocess.run([sys.executable, "-c", code], env=CLEAN_ENV, capture_output=True)
         text = out.stderr.decode()
         self.assertIn("LookupError: a bug", text)
-        self.assertRegex(text, "goes on at Ecwid: ticket 11kl.*; the same call goes on")
+        self.assertRegex(text, "at Ecwid go on: ticket 11kl.*; the same call goes on")
         self.assertNotIn("Exception ignored", text)
 
 
@@ -3204,7 +3216,7 @@ class CommandLine(OnTheCommandLine):
         code, out, err = self.call("run", self.file(b"\xef\xbb\xbf" + text.encode()))
         path = "/products/1?responseFields=id"
         first = {"line": 3, "id": "000001", "method": "GET", "path": path, "status": "COMPLETED"}
-        reason = "NOT_EXECUTED, without a reason"
+        reason = "not run, since an earlier request failed or the batch was cancelled"
         self.assertEqual(
             [json.loads(line) for line in out],
             [
@@ -3344,7 +3356,7 @@ class CommandLine(OnTheCommandLine):
             self.assertEqual((code, out, err), (0, [f"{total}, nothing sent"], ""))
         code, out, err = self.call("run", "--dry-run", self.file("{}"), **nothing)
         self.assertEqual((code, out), (2, []))
-        self.assertIn("line 1 must be a JSON object with method and path", err)
+        self.assertIn("line 1 must be a JSON object with method, path", err)
         self.assertEqual(self.left(), [])
 
     def test_a_file_without_requests_is_a_success(self):
@@ -3366,8 +3378,8 @@ class CommandLine(OnTheCommandLine):
                 (),
                 "line 1 is not JSON: Expecting value; FILE must hold one JSON object per",
             ),
-            (get.encode("utf-16"), (), "FILE is UTF-16; save it as UTF-8"),
-            (get % "" + "\n[1]", (), "line 2 must be a JSON object with method and path"),
+            (get.encode("utf-16"), (), "save FILE as UTF-8"),
+            (get % "" + "\n[1]", (), "line 2 must be a JSON object with method, path"),
             ("\n[\n{},\n]", (), "the array is not JSON: "),
             ("[5]", (), "request 1 must be a JSON object"),
             (
@@ -3380,7 +3392,7 @@ class CommandLine(OnTheCommandLine):
                 (),
                 "line 2: the id 'a' is that of line 1",
             ),
-            (get % ', "url": 1', (), "unexpected keyword argument 'url'"),
+            (get % ', "url": 1', (), "maybe body and id"),
             (get % ', "id": 7', (), "line 1: id must be a str"),
             ('{"method": "GET", "path": "a"}', (), "line 1: path must be relative"),
             (b'{"method": "GET", "path": "/\xff"}', (), "line 1 is not JSON: 'utf-8' codec"),
@@ -3561,7 +3573,7 @@ class Output(OnTheCommandLine):
                 self.assertNotIn("Exception ignored", err)
                 self.assertNotIn("Traceback", err)
                 if words.startswith("cannot write the output: "):
-                    self.assertRegex(err, "goes on at Ecwid: ticket 11kl")
+                    self.assertRegex(err, "at Ecwid go on: ticket 11kl")
                     self.assertIn("the same command goes on", err)
                 self.assertEqual(out.count(b"\n"), 3 if code == 0 else 0)
         self.assertEqual((len(self.ecwid.jobs), self.left()), (2, []))  # the first job and the last
@@ -3569,7 +3581,7 @@ class Output(OnTheCommandLine):
     def test_a_disk_that_is_full_under_the_failures_is_exit_5_and_the_job_goes_on(self):
         self.ecwid.script = lambda call: (400, {"errorMessage": "no"})
         source = self.requests(creates(2))
-        with mock.patch("os.replace", side_effect=OSError(28, "No space left on device")):
+        with mock.patch("shutil.copyfileobj", side_effect=OSError(28, "No space left on device")):
             code, out, err = self.call("run", source)
         self.assertEqual((code, len(out)), (5, 2))
         self.assertIn("cannot write the output: in.jsonl.failed: [Errno 28]", err)
@@ -3603,7 +3615,7 @@ class Output(OnTheCommandLine):
             err = process.communicate(timeout=60)[1].decode()
             self.assertEqual(process.returncode, code, err)
             self.assertIn(f"ecwid-batch: {word}\n", err)
-            self.assertIn("goes on at Ecwid: ticket 11kl", err)
+            self.assertIn("at Ecwid go on: ticket 11kl", err)
             self.assertIn("the same command goes on where this one ended", err)
             self.assertNotIn("Traceback", err)
         process = self.start("run", source, *options)
@@ -3623,7 +3635,7 @@ class Output(OnTheCommandLine):
         process.send_signal(signal.SIGINT)
         err = process.communicate(timeout=60)[1].decode()
         self.assertEqual(process.returncode, 130)
-        self.assertRegex(err, r"ticket (11kl\w+|one not known yet); client.wait has the responses")
+        self.assertRegex(err, r"ticket 11kl\w+; client.wait has the responses")
 
     def test_progress_is_one_line_with_the_failures_that_fits_the_terminal(self):
         class Terminal(io.StringIO):
@@ -3947,7 +3959,7 @@ class TheStandIn(WithStandIn):
             lines = [process.stdout.readline().decode().split(None, 1)[1] for _ in range(3)]
             with mock.patch.dict(os.environ, dict(line.strip().split("=", 1) for line in lines)):
                 client = EcwidClient(max_retry_time=0)
-            self.assertEqual(client.token, "secret_stand_in")
+            self.assertEqual(client._token, "secret_stand_in")
             self.fails(lambda: client.submit(Batch(gets(1))), ApiError, "HTTP 500")
             self.assertTrue(client.run([BatchRequest.get("/products/20")]).responses[0].ok)
             port = client.base_url.split(":")[2].partition("/")[0]
