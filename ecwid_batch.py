@@ -302,10 +302,8 @@ def _param_text(name: object, value: object) -> str:
         return str.__str__(value)
     if isinstance(value, (int, float, Decimal)):
         return _encode(value)  # a bool is an int, and becomes true or false
-    raise TypeError(
-        f"parameter {name} must be text, a number, a bool or a list of them, "
-        f"not {type(value).__name__}"
-    )
+    kind = type(value).__name__
+    raise TypeError(f"parameter {name} must be text, a number, a bool or a list, not {kind}")
 
 
 class Batch:
@@ -347,9 +345,7 @@ class Batch:
         if not self.requests:
             raise ValueError(f"a batch needs 1 to {_MAX_REQUESTS} requests, not none")
         if len(self.requests) > _MAX_REQUESTS:
-            raise ValueError(
-                f"a batch takes at most {_MAX_REQUESTS} requests; EcwidClient.run takes any number"
-            )
+            raise ValueError(f"a batch takes up to {_MAX_REQUESTS} requests; run takes any number")
         self.ids = _given_ids(self.requests, _first or 1)
         items = [request._to_json(id) for id, request in zip(self.ids, self.requests)]
         self._json = f"[{', '.join(items)}]"
@@ -434,14 +430,12 @@ def _given_ids(requests: tuple[BatchRequest, ...], first: int) -> tuple[str, ...
     for place, request in enumerate(requests, first):
         if not isinstance(request, BatchRequest):
             kind = type(request).__name__
-            raise TypeError(
-                f"request {place:,} must be a BatchRequest, not {kind}; Batch.from_json reads JSON"
-            )
+            raise TypeError(f"request {place:,} must be a BatchRequest, not {kind}")
         id = request.id or f"{place:06d}"
         if id in places:
             raise ValueError(
                 f"request {place:,} ({request.method} {request.path}): the id {id!r} is that of "
-                f"request {places[id]:,}; give every request an id of its own, or none"
+                f"request {places[id]:,}; give each an id of its own, or none"
             )
         places[id] = place
     return tuple(places)
@@ -575,19 +569,17 @@ class BatchStatus:
     @property
     def succeeded(self) -> tuple[BatchResponse, ...]:
         """The responses that are `ok`."""
-        return tuple(response for response in self.responses if response.ok)
+        return tuple(r for r in self.responses if r.ok)
 
     @property
     def failed(self) -> tuple[BatchResponse, ...]:
         """The responses of requests that failed, or of which it is unknown whether they ran."""
-        return tuple(
-            response for response in self.responses if response.status in ("FAILED", "UNKNOWN")
-        )
+        return tuple(r for r in self.responses if r.status in ("FAILED", "UNKNOWN"))
 
     @property
     def not_executed(self) -> tuple[BatchResponse, ...]:
         """The responses of requests that did not run."""
-        return tuple(response for response in self.responses if response.status == "NOT_EXECUTED")
+        return tuple(r for r in self.responses if r.status == "NOT_EXECUTED")
 
     def raise_for_failures(self) -> None:
         """Raise BatchFailedError unless every request is known to have succeeded."""
@@ -674,10 +666,8 @@ def _rows_by_id(rows: list[Any]) -> dict[str, dict[str, Any]]:
 def _read_response(
     row: dict[str, Any], id: str, request: BatchRequest | None, clean: _Clean
 ) -> BatchResponse:
-    code = _field(row, "httpStatusCode", int)
-    if code is None:
-        code = _field(row, "httpCode", int)  # as in an example of the older reference
-    code = code or None  # 0 is no code either
+    # httpCode, and error_message below, are in examples of the older reference; 0 is no code.
+    code = _field(row, "httpStatusCode", int) or _field(row, "httpCode", int) or None
     line = _field(row, "httpStatusLine", str)
     if line is not None:
         line = clean(line)
@@ -716,9 +706,7 @@ def _json_or_text(text: str) -> Any:
 
 def _error_fields(body: Any, clean: _Clean) -> tuple[str | None, str | None]:
     """Return message and code of an error answer, or None for what it lacks."""
-    message = _field(body, "errorMessage", str)
-    if message is None:
-        message = _field(body, "error_message", str)  # as in an example of the older reference
+    message = _field(body, "errorMessage", str) or _field(body, "error_message", str)
     code = _field(body, "errorCode", str)
     return message and clean(message), code and clean(code)
 
@@ -908,10 +896,8 @@ def _read_body(response: Any, timeout: float) -> bytes:
             raise
         return b""  # the status and Retry-After of an error count all the same
     if len(body) > _MAX_ANSWER:
-        raise InvalidResponseError(
-            f"the answer is larger than {_MAX_ANSWER:,} bytes; use a smaller batch_size",
-            uncertain=True,
-        )
+        message = f"the answer is larger than {_MAX_ANSWER:,} bytes; use a smaller batch_size"
+        raise InvalidResponseError(message, uncertain=True)
     return body
 
 
@@ -979,10 +965,7 @@ def _error_of(answer: _Answer, clean: _Clean) -> EcwidError:
     """Return the error for an answer whose HTTP status is not 2XX."""
     status = answer.status
     if status < 400:
-        return TransportError(
-            f"HTTP {status}: redirects are not followed, since they would take the token "
-            "along; check base_url"
-        )
+        return TransportError(f"HTTP {status}: no redirect is followed; check base_url")
     body = _json_or_text(answer.body.decode("utf-8", "replace"))
     message, code = _error_fields(body, clean)
     reason = message or http.client.responses.get(status)
@@ -1118,9 +1101,7 @@ class EcwidClient:
         if not re.fullmatch("[1-9][0-9]*", str(store_id)):  # not shown: it may be the token
             raise ValueError("set ECWID_STORE_ID, or store_id, to a positive integer")
         if not re.fullmatch("[!-~]+", token):  # a line end would be a header of its own
-            raise ValueError(
-                "set ECWID_TOKEN, or token, to visible ASCII without spaces (it is not shown here)"
-            )
+            raise ValueError("set ECWID_TOKEN, or token, to visible ASCII without spaces")
         if not 0 < http_timeout <= 3600:
             raise ValueError(f"http_timeout must be up to 3600 seconds, not {http_timeout!r}")
         if not 0 <= max_retry_time <= 3600:
@@ -1199,7 +1180,7 @@ class EcwidClient:
                            hour of its first submission
 
         The other arguments are those of `Batch`. By default the first failure stops the job: a
-        batch is submitted once all requests of the one before have succeeded. With
+        batch is submitted once the one before has finished without a failure. With
         stop_on_first_failure=False two batches are at Ecwid, one running and one queued, until
         the input ends or somebody cancels. The rest of a job that was stopped is NOT_EXECUTED.
 
@@ -1469,13 +1450,9 @@ def _checked_host(base_url: str) -> str:
     """Return the host of a base URL. Raises ValueError if the token must not be sent there."""
     parts = urllib.parse.urlsplit(base_url)
     host = parts.hostname
-    if (
-        parts.scheme not in ("http", "https")
-        or not host
-        or not re.fullmatch(r"[^\s?#@]+", base_url)
-    ):
+    if not re.fullmatch(r"https?://[^\s?#@]+", base_url) or not host:
         raise ValueError(
-            "base_url must be like 'https://app.ecwid.com/api/v3', without user, query and fragment"
+            "base_url must be like https://app.ecwid.com/api/v3, without user or query"
         )
     if parts.scheme == "http" and not _LOOPBACK(host):
         raise ValueError("base_url must begin with https://: over http:// the token can be read")
@@ -1689,7 +1666,6 @@ class _Job:
             part.ticket = self._client._submit(part.batch, since, self._deadline)
         except EcwidError as error:
             if record is None and not error.uncertain:
-                self._window.pop()
                 self._journal.add_refusal(part.number)
             raise
         self._journal.add_ticket(part.number, part.ticket)
@@ -1749,11 +1725,11 @@ class _Job:
         Where failures do not stop the job, a request that did not run says that somebody cancelled.
         So may one that is UNKNOWN, but only if it is in a group: others cannot be cancelled.
         """
-        ending = {"NOT_EXECUTED"}
+        ending = ["NOT_EXECUTED"]
         if self._stops_on_failure:
-            ending |= {"FAILED", "UNKNOWN"}
+            ending.append("FAILED")
         if "groupId" in self._options:
-            ending |= {"UNKNOWN"}
+            ending.append("UNKNOWN")
         for response in responses:
             if response.status in ending:
                 return f"not submitted, since request {response.id} is {response.status}"
