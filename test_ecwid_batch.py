@@ -2877,7 +2877,14 @@ class Journals(TestCase):
                 options = {"stop_on_first_failure": stops}
                 self.kill(client, creates(35), 15, **options)
                 clock.now += 7 * DAY
-                del engine.jobs[next(iter(engine.jobs))]
+                first, look = next(iter(engine.jobs)), engine.look
+
+                def forgets(query, first=first, look=look, code=None if stops else "GONE"):
+                    if query["ticket"] == first:
+                        raise Refusal(404, code, "Batch not found")
+                    return look(query)
+
+                engine.look = forgets
                 found = self.run_all(client, creates(35), **options)
                 self.assertEqual(
                     [r.status for r in found[:20]], ["UNKNOWN"] * 10 + ["COMPLETED"] * 10
@@ -3698,6 +3705,9 @@ class Output(OnTheCommandLine):
                     screen.draw(line)
                     screen.draw("next")
             self.assertEqual(err.getvalue(), drawn)
+        with contextlib.redirect_stderr(err):
+            screen.say("said")
+        self.assertEqual(err.getvalue(), f"{drawn}\r{' ' * 4}\recwid-batch: said\n")
         err = Terminal()
         with contextlib.redirect_stderr(err):
             ecwid_batch._Screen(quiet=True).draw("x")
