@@ -2255,7 +2255,7 @@ class TheToken(TestCase):
                 lambda h: h.raw(200, {}, token.encode()),
                 lambda h: h.wfile.write(f"{token} {token}\r\n\r\n".encode()),
             ):
-                ecwid.faults = [fault] * 2
+                ecwid.faults = [fault] * 20
                 client = ecwid.client(max_retry_time=0.1)
                 error = self.fails(lambda c=client: c.submit(Batch(gets(1))), EcwidError)
                 seen += [str(error), repr(error), repr(vars(error)), repr(error.__cause__)]
