@@ -118,22 +118,8 @@ KINDS = {  # of things: the word for one, Ecwid's code if it is missing, the fie
 class Collection(dict):
     """The things of one kind, by their ids."""
 
-    EQUAL = {  # filters that name a value of a field, or several with commas
-        "sku": "sku",
-        "productId": "id",
-        "enabled": "enabled",
-        "paymentStatus": "paymentStatus",
-        "fulfillmentStatus": "fulfillmentStatus",
-        "email": "email",
-        "code": "code",
-        "name": "name",
-    }
-    TIMES = {
-        "createdFrom": ("createTimestamp", 1),
-        "createdTo": ("createTimestamp", -1),
-        "updatedFrom": ("updateTimestamp", 1),
-        "updatedTo": ("updateTimestamp", -1),
-    }
+    EQUAL = {"sku", "productId", "enabled", "paymentStatus", "fulfillmentStatus", "email", "code"}
+    TIMES = {"createdFrom", "createdTo", "updatedFrom", "updatedTo"}
     SORTED = {"ADDED_TIME": "createTimestamp", "UPDATED_TIME": "updateTimestamp"}
     ELSEWHERE = {"offset", "limit", "responseFields", "lang"}
 
@@ -170,10 +156,13 @@ class Collection(dict):
         found = list(self.values())
         for name, text in query.items():
             if name in self.EQUAL:
-                wanted, field = text.split(","), self.EQUAL[name]
+                wanted, field = text.split(","), "id" if name == "productId" else name
                 found = [item for item in found if written(item.get(field)) in wanted]
             elif name in self.TIMES:
-                (field, sign), moment = self.TIMES[name], timestamp(name, text)
+                sign, moment = 1 if name.endswith("From") else -1, timestamp(name, text)
+                field = f"{name[:6]}Timestamp".replace(
+                    "dT", "T"
+                )  # createTimestamp, updateTimestamp
                 found = [item for item in found if sign * (item.get(field, 0) - moment) >= 0]
             elif name == "category":
                 found = [i for i in found if text in map(str, i.get("categoryIds", ()))]
@@ -257,18 +246,11 @@ class Shop:
 
     def stock(self, count):
         """Have products with the ids from 1 to `count`."""
+        product = {"price": 9.99, "quantity": 10, "enabled": True, "categoryIds": [9691094]}
+        product.update(createTimestamp=1767225600, updateTimestamp=1767225600)
         for number in range(1, count + 1):
-            self.items["products"][number] = {
-                "id": number,
-                "sku": f"{number:07d}",
-                "name": f"Product {number}",
-                "price": 9.99,
-                "quantity": 10,
-                "enabled": True,
-                "categoryIds": [9691094],
-                "createTimestamp": 1767225600,
-                "updateTimestamp": 1767225600,
-            }
+            names = {"id": number, "sku": f"{number:07d}", "name": f"Product {number}"}
+            self.items["products"][number] = {**names, **product}
 
     def answer(self, method, path, body):
         """Return HTTP status and JSON for one REST call."""
@@ -696,33 +678,38 @@ class Engine:
 
 # --- The HTTP face, and its faults ----------------------------------------------------------------
 
-FAULTS = {
-    "refused": "the connection is reset before the request is read",
-    "reset": "the connection is reset after the request is read",
-    "reset after": "Ecwid acts on the request; then the connection is reset",
-    "500": "an internal error; nothing is done",
-    "500 after": "Ecwid acts on the request, and answers with an internal error",
-    "503 busy": "503 with Retry-After: 2",
-    "408 after": "Ecwid acts on the request, and answers that it took too long",
-    "429": "429 without Retry-After",
-    "429 soon": "429 with Retry-After: 3",
-    "block": "Ecwid answers everything with 429 for 5 s, and each early call prolongs that by 1 s",
-    "html 502": "a proxy's error page",
-    "html 200": "a proxy's page with status 200",
-    "html 404": "a proxy's page that says that there is nothing here",
-    "html 200 after": "Ecwid acts on the request, and a proxy answers with a page",
-    "empty after": "Ecwid acts on the request; the answer is empty",
-    "cut off after": "Ecwid acts on the request; half of the answer comes",
-    "cut gzip after": "Ecwid acts on the request; most of a compressed answer comes",
-    "broken gzip after": "Ecwid acts on the request; the compressed answer is broken",
-    "odd JSON after": "Ecwid acts on the request; the answer is JSON of another form",
-    "redirect": "307 to another host",
-    "lost rows": "the next answer with responses lacks the last of them",
-    "repeated rows": "the next answer with responses has the first of them twice, contradictory",
-    "odd counts": "the next answer with responses has counts that are not numbers",
+ERROR = {"errorMessage": "Internal error", "errorCode": "INTERNAL_ERROR"}
+SLOW = {"errorMessage": "Slow down", "errorCode": "RATE_LIMITED"}
+HTML = b"<html><body>A proxy speaking</body></html>"
+FAULTS = {  # what goes wrong, and the answer: HTTP status, headers, JSON or bytes
+    "refused": ("the connection is reset before the request is read", None),
+    "reset": ("the connection is reset after the request is read", None),
+    "reset after": ("Ecwid acts; then the connection is reset", None),
+    "500": ("an internal error; nothing is done", (500, {}, ERROR)),
+    "500 after": ("Ecwid acts, and answers with an internal error", (500, {}, ERROR)),
+    "503 busy": ("503 with Retry-After: 2", (503, {"Retry-After": "2"}, {"errorMessage": "Busy"})),
+    "408 after": ("Ecwid acts, and answers that it took too long", (408, {}, ERROR)),
+    "429": ("429 without Retry-After", (429, {}, SLOW)),
+    "429 soon": ("429 with Retry-After: 3", (429, {"Retry-After": "3"}, SLOW)),
+    "block": ("429 for 5 s, and 1 s more for each early call", (429, {"Retry-After": "5"}, SLOW)),
+    "html 502": ("a proxy's error page", (502, {}, HTML)),
+    "html 404": ("a proxy's page that says that there is nothing here", (404, {}, HTML)),
+    "html 200": ("a proxy's page with status 200", (200, {}, HTML)),
+    "html 200 after": ("Ecwid acts, and a proxy answers with a page", (200, {}, HTML)),
+    "empty after": ("Ecwid acts; the answer is empty", (200, {}, b"")),
+    "cut off after": ("Ecwid acts; half of the answer comes", None),
+    "cut gzip after": ("Ecwid acts; most of a compressed answer comes", None),
+    "broken gzip after": (
+        "Ecwid acts; the compressed answer is broken",
+        (200, {"Content-Encoding": "gzip"}, b"\x1f\x8b\x08 this is no gzip"),
+    ),
+    "odd JSON after": ("Ecwid acts; the answer is JSON of another form", (200, {}, ["odd"])),
+    "redirect": ("307 to another host", (307, {"Location": "http://localhost:9/"}, {})),
+    "lost rows": ("the next answer with responses lacks the last of them", None),
+    "repeated rows": ("the next answer with responses contradicts itself", None),
+    "odd counts": ("the next answer with responses has counts that are not numbers", None),
 }  # "after": Ecwid acts on the request, and only its answer suffers
 ROW_FAULTS = ("lost rows", "repeated rows", "odd counts")
-HTML = b"<html><body>A proxy speaking</body></html>"
 
 
 class Faults(collections.deque):
@@ -853,36 +840,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def fail(self, fault, answer):
         """Answer with a fault; `answer` is what Ecwid would have said, where it acted."""
-        error = {"errorMessage": "Internal error", "errorCode": "INTERNAL_ERROR"}
-        slow = {"errorMessage": "Slow down", "errorCode": "RATE_LIMITED"}
-        text = json.dumps(answer and answer[2]).encode()
         if fault == "block":
             self.standin.block(5)
-        answers = {
-            "500": (500, {}, error),
-            "500 after": (500, {}, error),
-            "503 busy": (503, {"Retry-After": "2"}, {"errorMessage": "Busy"}),
-            "408 after": (408, {}, {"errorMessage": "Timeout", "errorCode": "TIMEOUT"}),
-            "429": (429, {}, slow),
-            "429 soon": (429, {"Retry-After": "3"}, slow),
-            "block": (429, {"Retry-After": "5"}, slow),
-            "redirect": (307, {"Location": "http://localhost:9/"}, {}),
-            "odd JSON after": (200, {}, ["odd"]),
-        }
-        bodies = {
-            "empty after": ({}, b""),
-            "cut off after": ({"Content-Length": str(len(text))}, text[: len(text) // 2]),
-            "cut gzip after": ({"Content-Encoding": "gzip"}, gzip.compress(text)[:-12]),
-            "broken gzip after": ({"Content-Encoding": "gzip"}, b"\x1f\x8b\x08 this is no gzip"),
-        }
-        if fault in answers:
-            self.send(*answers[fault])
-        elif fault in bodies:
-            self.raw(200, *bodies[fault])
-        elif fault.startswith("html"):
-            self.raw(int(fault.split()[1]), {"Content-Type": "text/html"}, HTML)
-        else:
+        text = json.dumps(answer and answer[2]).encode()
+        spoilt = FAULTS[fault][1]
+        if fault == "cut off after":
+            self.raw(200, {"Content-Length": str(len(text))}, text[: len(text) // 2])
+        elif fault == "cut gzip after":
+            self.raw(200, {"Content-Encoding": "gzip"}, gzip.compress(text)[:-12])
+        elif spoilt is None:
             self.reset()
+        elif isinstance(spoilt[2], bytes):
+            self.raw(*spoilt)
+        else:
+            self.send(*spoilt)
 
     def send(self, status, headers, answer):
         body = json.dumps(answer).encode()
@@ -991,7 +962,7 @@ def main(argv=None):
     server = commands.add_parser(
         "serve",
         help="run the stand-in alone",
-        epilog="faults:\n" + "\n".join(f"  {name!r}: {text}" for name, text in FAULTS.items()),
+        epilog="faults:\n" + "\n".join(f"  {name!r}: {text}" for name, (text, _) in FAULTS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = server.add_argument
@@ -1965,54 +1936,24 @@ class BadAnswers(WithStandIn):
             self.assertTrue(error.temporary and error.uncertain)
 
     def test_what_fails_before_the_request_is_sent_is_certain_and_names_what_to_check(self):
-        plain = self.ecwid.server.server_port
-        cases = (
-            ("http://127.0.0.1:1/api", {}, True, "ConnectionRefusedError", "and base_url"),
-            (f"https://127.0.0.1:{plain}/api", {}, False, "SSLError", "and base_url"),
-            (
-                "https://x.test/api",
-                {"https_proxy": '"http://127.0.0.1:8080"'},
-                False,
-                "InvalidURL",
-                'check the proxy 127.0.0.1:8080"',
-            ),
-            (
-                "https://x.test/api",
-                {"https_proxy": "http://u:pw@127.0.0.1:1"},
-                True,
-                "ConnectionRefusedError",
-                "check the proxy 127.0.0.1:1",
-            ),
-            (
-                "https://x.test/api",
-                {"https_proxy": "http:/u:pw@127.0.0.1:1"},
-                False,
-                "ValueError",
-                "***@127.0.0.1:1",
-            ),
-            (
-                "https://x.test/api",
-                {"https_proxy": f"http://127.0.0.1:{plain}"},
-                True,
-                "Tunnel connection failed",
-                f"check the proxy 127.0.0.1:{plain}",
-            ),
-            ("https://a..b/api", {}, False, "label empty", "and base_url"),
-            (
-                "http://127.0.0.1:1/api",
-                {"SSL_CERT_FILE": "/no/such.pem"},
-                True,
-                "Refused",
-                "SSL_CERT_FILE names /no/such.pem, which does not exist",
-            ),
-        )
-        for url, environment, temporary, name, advice in cases:
-            with self.subTest(url=url, environment=environment):
-                with mock.patch.dict(os.environ, {"no_proxy": "", "NO_PROXY": "", **environment}):
-                    client = EcwidClient(1, "secret_x", base_url=url, max_retry_time=0)
-                    error = self.fails(lambda c=client: c.submit(Batch(gets(1))), TransportError)
+        server, near, far = self.ecwid.base_url[7:-7], "http://127.0.0.1:1/a", "https://x.test/a"
+        refused, network = "ConnectionRefusedError", "check the network and base_url"
+        missing = "SSL_CERT_FILE names /no/such.pem, which does not exist"
+        for url, proxy, bundle, temporary, name, advice in (
+            (near, "", "", True, refused, network),
+            (f"https://{server}/a", "", "", False, "SSLError", network),
+            (far, '"http://127.0.0.1:8"', "", False, "InvalidURL", 'the proxy 127.0.0.1:8"'),
+            (far, "http://u:pw@127.0.0.1:1", "", True, refused, "check the proxy 127.0.0.1:1"),
+            (far, "http:/u:pw@127.0.0.1:1", "", False, "ValueError", "***@127.0.0.1:1"),
+            (far, f"http://{server}", "", True, "Tunnel connection", f"check the proxy {server}"),
+            ("https://a..b/a", "", "", False, "label empty", network),
+            (near, "", "/no/such.pem", True, refused, missing),
+        ):
+            environment = {"https_proxy": proxy, "no_proxy": "", "SSL_CERT_FILE": bundle}
+            with self.subTest(url=url, proxy=proxy), mock.patch.dict(os.environ, environment):
+                client = EcwidClient(1, "secret_x", base_url=url, max_retry_time=0)
+                error = self.fails(lambda c=client: c.submit(Batch(gets(1))), TransportError, name)
                 self.assertEqual((error.temporary, error.uncertain), (temporary, False))
-                self.assertIn(name, str(error))
                 self.assertIn(advice, str(error))
                 self.assertNotIn("pw", str(error))
 
@@ -3238,31 +3179,24 @@ class CommandLine(OnTheCommandLine):
         text = "\n\n" + get % "" + "\n \n" + get % ', "id": "b"' + "\n" + get % ""
         code, out, err = self.call("run", self.file(b"\xef\xbb\xbf" + text.encode()))
         path = "/products/1?responseFields=id"
-        first = {"line": 3, "id": "000001", "method": "GET", "path": path, "status": "COMPLETED"}
+        names = (
+            "line",
+            "id",
+            "method",
+            "path",
+            "status",
+            "httpStatusCode",
+            "httpStatusLine",
+            "response",
+        )
         reason = "not run, since an earlier request failed or the batch was cancelled"
+        expected = (
+            (3, "000001", "GET", path, "COMPLETED", 200, "OK", {"id": 1}),
+            (5, "b", "GET", path, "FAILED", 404, "gone", {"errorMessage": "gone"}),
+            (6, "000003", "GET", path, "NOT_EXECUTED", None, reason, None),
+        )
         self.assertEqual(
-            [json.loads(line) for line in out],
-            [
-                {**first, "httpStatusCode": 200, "httpStatusLine": "OK", "response": {"id": 1}},
-                {
-                    **first,
-                    "line": 5,
-                    "id": "b",
-                    "status": "FAILED",
-                    "httpStatusCode": 404,
-                    "httpStatusLine": "gone",
-                    "response": {"errorMessage": "gone"},
-                },
-                {
-                    **first,
-                    "line": 6,
-                    "id": "000003",
-                    "status": "NOT_EXECUTED",
-                    "httpStatusCode": None,
-                    "httpStatusLine": reason,
-                    "response": None,
-                },
-            ],
+            [json.loads(line) for line in out], [dict(zip(names, e)) for e in expected]
         )
         self.assertEqual(code, 1)
         self.assertRegex(err, "3 requests: 1 succeeded, 1 failed, 1 did not run; [0-9.]+ s")
