@@ -262,7 +262,7 @@ def _check_route(route: str, path: str) -> None:
         )
     if "#" in path:
         raise ValueError(f"path must not have a fragment: write '#' as %23, {shown}")
-    if re.search("[\x00-\x1f\x7f]", urllib.parse.unquote(path)):
+    if re.search("[\x00-\x1f\x7f-\x9f]", urllib.parse.unquote(path)):
         raise ValueError(f"path must not hold control characters, percent-encoded or not, {shown}")
     segments = urllib.parse.unquote(route).split("/")[1:]
     if ".." in segments:
@@ -401,9 +401,10 @@ def _options(
 ) -> dict[str, str]:
     """Return the options of a batch as they are sent."""
     modes = {"allowParallelMode": allow_parallel_mode, "stopOnFirstFailure": stop_on_first_failure}
-    for name, value in modes.items():
+    for value in modes.values():
         if not isinstance(value, bool):
-            raise TypeError(f"{name} must be True or False, not {value!r}")
+            names = "allow_parallel_mode and stop_on_first_failure"
+            raise TypeError(f"{names} must be True or False, not {value!r}")
     query = {name: _encode(value) for name, value in modes.items()}
     if group_id is not None:
         query["groupId"] = _text("group_id", group_id)
@@ -516,14 +517,14 @@ class BatchResponse:
 
         That is so for NOT_EXECUTED, 429 and 449 (an import is in progress). It is so for a GET, PUT
         or DELETE also after 408, 5XX and for UNKNOWN: running twice does what running once does.
-        "Adjust product inventory" is a PUT that adds a difference, and so is none of these.
+        "Adjust product inventory" is a PUT that adds a difference, and so not one of these.
         """
         code = self.http_status_code or 0
-        if self.status == "NOT_EXECUTED" or (self.status == "FAILED" and code in (429, 449)):
+        if self.status == "NOT_EXECUTED":
             return True
-        if self._request is None or self._request.method == "POST":
-            return False
-        if self._request.path.partition("?")[0].endswith("/inventory"):
+        if self.status == "FAILED" and code in (429, 449):
+            return True
+        if self._request is None or not _may_run_twice(self._request):
             return False
         return self.status == "UNKNOWN" or code == 408 or code >= 500
 
@@ -601,6 +602,13 @@ class BatchStatus:
 
     def __repr__(self) -> str:
         return f"<BatchStatus {self.status} {self.completed_requests:,}/{self.total_requests:,}>"
+
+
+def _may_run_twice(request: BatchRequest) -> bool:
+    """Return whether running the request twice does what running it once does."""
+    if request.method == "PUT":
+        return not request.path.partition("?")[0].endswith("/inventory")
+    return request.method != "POST"
 
 
 def _field(data: Any, name: str, kind: type[_T]) -> _T | None:
@@ -793,6 +801,12 @@ class InvalidResponseError(EcwidError):
 
 class BatchTimeoutError(EcwidError, TimeoutError):
     """The caller's timeout is over. What was submitted goes on at Ecwid."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if self.__cause__ is not None:
+            text += f"; the last try: {self.__cause__}"
+        return text
 
 
 class BatchFailedError(EcwidError):
@@ -1146,7 +1160,9 @@ class EcwidClient:
             for response in job.responses(read_all_first=True):
                 found.append(response)
         except EcwidError as error:
-            error.last_status = dataclasses.replace(job.last_status(), responses=tuple(found))
+            if error is job.error and error.last_status is not None:  # and not the caller's own
+                so_far = dataclasses.replace(error.last_status, responses=tuple(found))
+                error.last_status = so_far
             raise
         return BatchStatus(None, "COMPLETED", len(found), len(found), tuple(found))
 
@@ -1204,6 +1220,7 @@ class EcwidClient:
 
         Reference: "Create batch request".
         """
+        _check_batch(batch)
         if batch._submitted_at is None:
             batch._submitted_at = time.time()
         return self._submit(batch, batch._submitted_at, _NEVER)
@@ -1231,6 +1248,9 @@ class EcwidClient:
         timeout      seconds after which BatchTimeoutError is raised; 0 or less takes one look
         on_progress  a function that is called with the status after each look at the batch
         """
+        if batch is not None:
+            _check_batch(batch)
+        _check_callable(on_progress)
         status = BatchStatus(ticket, "QUEUED", 0, 0)
         for status in self._follow(_text("ticket", ticket), batch, _Deadline(timeout)):
             if on_progress is not None:
@@ -1308,27 +1328,28 @@ class EcwidClient:
         begun = time.monotonic()
         idle_until = begun  # when nothing was completed yet
         status: BatchStatus | None = None
-        while True:
-            try:
+        try:
+            while True:
                 status = self._status(ticket, batch, deadline, responses=False)
-            except BatchTimeoutError as error:
-                error.last_status = status
-                raise
-            if status.done:
-                break
-            yield status
-            now = time.monotonic()
-            remaining = math.inf  # seconds until the estimated end
-            if status.completed_requests:
-                ratio = status.total_requests / status.completed_requests
-                remaining = (now - idle_until) * (ratio - 1)
-            else:
-                idle_until = now
-            left = deadline.left()
-            if left <= 0:
-                raise deadline.error(tickets=(ticket,), last_status=status)
-            time.sleep(min(_next_pause(now - begun, remaining), left))
-        yield self._finished(ticket, batch, deadline)
+                if status.done:
+                    break
+                yield status
+                now = time.monotonic()
+                remaining = math.inf  # seconds until the estimated end
+                if status.completed_requests:
+                    ratio = status.total_requests / status.completed_requests
+                    remaining = (now - idle_until) * (ratio - 1)
+                else:
+                    idle_until = now
+                left = deadline.left()
+                if left <= 0:
+                    raise deadline.error(tickets=(ticket,))
+                time.sleep(min(_next_pause(now - begun, remaining), left))
+            final = self._finished(ticket, batch, deadline)
+        except EcwidError as error:
+            error.last_status = status
+            raise
+        yield final
 
     def _finished(self, ticket: str, batch: Batch | None, deadline: _Deadline) -> BatchStatus:
         """Return the status of a batch that is done, with its responses."""
@@ -1337,7 +1358,10 @@ class EcwidClient:
         if len(known) == status.total_requests or deadline.left() < 1:
             return status
         time.sleep(1)  # ask once more before believing that rows are missing
-        return self._status(ticket, batch, deadline, responses=True)
+        try:
+            return self._status(ticket, batch, deadline, responses=True)
+        except EcwidError:
+            return status
 
     def _call(
         self,
@@ -1372,15 +1396,15 @@ class EcwidClient:
                 error = caught
             give_up = min(give_up, time.monotonic() + self.max_retry_time)
             error.uncertain = uncertain = uncertain or error.uncertain
-            error.tickets = tickets
             error.args = (f"{name}: {error.args[0]}",)  # here all is known
             left = deadline.left()
             if error.temporary and left <= 0:
-                raise deadline.error(uncertain=uncertain, tickets=tickets) from error
+                raise deadline.error(tickets=tickets, uncertain=uncertain) from error
             pause = _pause_after(error, tries, left)
             if not error.temporary or pause > min(give_up - time.monotonic(), left):
                 if tries > 1:
                     error.args = (f"{error.args[0]}; gave up after {tries} tries",)
+                error.tickets = tickets
                 raise error
             _LOG.warning("%s; trying again in %.1f s", error.args[0], pause)
             time.sleep(pause)
@@ -1446,10 +1470,20 @@ class EcwidClient:
         return _one_line(text.replace(self._token, "***"))
 
 
+def _check_batch(batch: object) -> None:
+    if not isinstance(batch, Batch):
+        raise TypeError(f"batch must be a Batch, not {type(batch).__name__}")
+
+
+def _check_callable(on_progress: object) -> None:
+    if on_progress is not None and not callable(on_progress):
+        raise TypeError(f"on_progress must be a function, not {type(on_progress).__name__}")
+
+
 def _checked_host(base_url: str) -> str:
     """Return the host of a base URL. Raises ValueError if the token must not be sent there."""
     parts = urllib.parse.urlsplit(base_url)
-    host = parts.hostname
+    host, _ = parts.hostname, parts.port  # which raises ValueError if it is no number
     if not re.fullmatch(r"https?://[^\s?#@]+", base_url) or not host:
         raise ValueError(
             "base_url must be like https://app.ecwid.com/api/v3, without user or query"
@@ -1545,6 +1579,7 @@ class _Job:
             raise ValueError(f"batch_size must be 1 to {_MAX_REQUESTS}, not {batch_size!r}")
         if deduplication_key is not None:
             deduplication_key = _checked_key(deduplication_key)
+        _check_callable(on_progress)
         self._client = client
         self._requests = iter(requests)
         self._options = options
@@ -1559,6 +1594,7 @@ class _Job:
         self._window: collections.deque[_Part] = collections.deque()  # at Ecwid, or may be
         self._stop: str | None = None  # why nothing more is submitted
         self._submitted = False  # whether this call has submitted anything
+        self.error: EcwidError | None = None  # that ended the job
         self._journal = _Journal(journal, client, deduplication_key)
 
     def responses(self, *, read_all_first: bool) -> Generator[BatchResponse, None, None]:
@@ -1571,14 +1607,14 @@ class _Job:
             if read_all_first:
                 parts = iter(list(parts))
             yield from self._in_order(parts)
-            if self._journal.records and not self._submitted:
+        finally:
+            self._journal.close()
+            if self._journal.records and self._done and not self._submitted and not self._window:
                 _LOG.warning(
                     "nothing was submitted: the journal %s has all of this job, and its responses "
                     "came again (another job needs another journal)",
                     self._journal.path,
                 )
-        finally:
-            self._journal.close()
             if self._window:
                 tickets = ", ".join(part.ticket or _UNKNOWN_TICKET for part in self._window)
                 how = "the same call goes on" if self._goes_on else "client.wait has the responses"
@@ -1666,20 +1702,25 @@ class _Job:
             part.ticket = self._client._submit(part.batch, since, self._deadline)
         except EcwidError as error:
             if record is None and not error.uncertain:
+                self._window.pop()
                 self._journal.add_refusal(part.number)
             raise
         self._journal.add_ticket(part.number, part.ticket)
 
     def _take_along(self, error: EcwidError) -> None:
-        """Let an error that ends the job carry the tickets that are left."""
-        error.tickets = tuple(part.ticket for part in self._window if part.ticket)
-        error.last_status = self.last_status()
-        self._window.clear()
+        """Let an error that ends the job carry the tickets that are left.
 
-    def last_status(self) -> BatchStatus:
-        """Return the last look at a batch, with the counts of the job."""
-        done = self._done + self._look.completed_requests
-        return BatchStatus(self._look.ticket, self._look.status, self._read, done)
+        A submission without a ticket stays in the window, for the warning that it may have arrived.
+        """
+        error.tickets = tuple(part.ticket for part in self._window if part.ticket)
+        error.last_status = self._progress(error.last_status or self._look)
+        self._window = collections.deque(part for part in self._window if not part.ticket)
+        self.error = error
+
+    def _progress(self, look: BatchStatus) -> BatchStatus:
+        """Return a look at the oldest batch, with the counts of the job."""
+        done = self._done + look.completed_requests
+        return BatchStatus(look.ticket, look.status, self._read, done)
 
     def _finish_all(self) -> Iterator[BatchResponse]:
         while self._window:
@@ -1691,15 +1732,19 @@ class _Job:
         for status in self._looks(part):
             self._look = status
             if self._on_progress is not None:
-                self._on_progress(self.last_status())
+                self._on_progress(self._progress(status))
         responses = self._look.responses
         self._look = BatchStatus(None, "QUEUED", 0, 0)
         self._done += len(part.batch)
         self._stop = self._stop or self._reason_to_stop(responses)
         *others, last = responses
         yield from others
-        self._window.popleft()  # before the last: zip() asks for nothing after it
-        yield last
+        try:
+            yield last
+        except GeneratorExit:  # the caller has all responses: zip() asks for nothing after the last
+            self._window.popleft()
+            raise
+        self._window.popleft()
 
     def _looks(self, part: _Part) -> Iterator[BatchStatus]:
         """Yield a status after each look at a batch, the last with all responses.
@@ -1846,11 +1891,14 @@ class _Journal:
             file.close()
             if not isinstance(error, (BlockingIOError, PermissionError)):  # Windows has the latter
                 raise
-            raise ValueError(
-                f"the journal {self.path} is in use: by another process, or by a stream of this "
-                "one that was not closed"
-            ) from None
+            raise self._in_use() from None
         return file
+
+    def _in_use(self) -> ValueError:
+        return ValueError(
+            f"the journal {self.path} is in use: by another process, or by a stream of this one "
+            "that was not closed"
+        )
 
     def _append(self, line: dict[str, Any]) -> None:
         if self.path is None:
@@ -1862,6 +1910,8 @@ class _Journal:
             if self._file.write(data) != len(data):
                 raise OSError("the disk may be full")
             os.fsync(self._file.fileno())
+        except FileExistsError:  # another process began at the same time
+            raise self._in_use() from None
         except OSError as error:
             raise EcwidError(f"cannot write the journal {self.path}: {error}") from None
         self._pending = ""
@@ -2186,8 +2236,8 @@ def _run(args: Any, screen: _Screen) -> int:
             report.leave_failures(failed)
         except (Exception, KeyboardInterrupt) as error:
             status = _report_error(error, screen)
-            goes_on = journal is not None and os.path.exists(journal)
-            if goes_on and type(error) is not ValueError:  # which says that the journal is another
+            ours = isinstance(error, (EcwidError, KeyboardInterrupt, _InputError, _OutputError))
+            if ours and journal is not None and os.path.exists(journal):
                 screen.say("the same command goes on where this one ended")
             return status
     if journal is not None and args.journal is None:
@@ -2211,30 +2261,36 @@ def _print_responses(
     )
     with contextlib.closing(stream):
         for response in stream:
-            report.add(response)
+            try:
+                report.add(response)
+            except (Exception, KeyboardInterrupt) as error:
+                stream.throw(error)  # so it knows that this response was not handed over
 
 
 def _places(args: Any) -> tuple[str | None, str | None]:
-    """Return the paths of the journal and of the failures.
+    """Return the paths of the journal and of the failures, or None for what is not to be left.
 
     Raises ValueError if one cannot be written there, or would overwrite something else.
     """
     journal, failed = args.journal, args.failed
-    if os.path.isfile(args.file):
+    if os.path.isfile(args.file) and not args.file.startswith("/dev/"):  # such as /dev/stdin
         journal = journal or f"{args.file}.journal"
         failed = failed or f"{args.file}.failed"
     taken = {os.path.realpath(args.file): "FILE"}
     for option, path in (("--journal", journal), ("--failed", failed)):
-        if path is None:
-            continue
-        place = os.path.realpath(path)
-        if place in taken:
-            raise ValueError(f"{option} must be another file than {taken[place]}, {path}")
-        taken[place] = option
-        usable = os.path.isfile(place) or not os.path.exists(place)  # not /dev/null
-        if not usable or not os.access(os.path.dirname(place), os.W_OK):
-            raise ValueError(f"cannot write {path}: name another file with {option}")
+        if path is not None:
+            _check_place(option, path, taken)
     return journal, failed
+
+
+def _check_place(option: str, path: str, taken: dict[str, str]) -> None:
+    place = os.path.realpath(path)
+    if place in taken:
+        raise ValueError(f"{option} must be another file than {taken[place]}, {path}")
+    taken[place] = option
+    special = os.path.exists(place) and not os.path.isfile(place)  # such as /dev/null
+    if special or not os.access(os.path.dirname(place), os.W_OK):
+        raise ValueError(f"cannot write {path}: name another file with {option}")
 
 
 def _dry_run(args: Any, screen: _Screen) -> int:

@@ -1254,7 +1254,13 @@ class Requests(TestCase):
                 "//x.com/a",
             ),
             "without a '..' segment": ("/..", "/a/../b", "/a/%2e%2E/b?x=1", "/a/..%2fb"),
-            "control characters": ("/a%0ab", "/orders\n", "/or\x00ders", "/orders?a=\x7f"),
+            "control characters": (
+                "/a%0ab",
+                "/orders\n",
+                "/or\x00ders",
+                "/orders?a=\x7f",
+                "/a%c2%85",
+            ),
             "write '#' as %23": ("/orders#top",),
             "must not repeat /api/v3/{storeId}": ("/api/v3/1003/orders", "/%61pi/v3/1003/orders"),
             "(is an id missing?)": (f"/products/{''}", "/products//image", "/products/ ", "/"),
@@ -1490,7 +1496,7 @@ class Responses(TestCase):
             ("FAILED", 500, True, False),
             ("UNKNOWN", None, True, False),
         ):
-            for request in (get, put, delete):
+            for request in (get, put, delete, BatchRequest.get("/products/1/inventory")):
                 response = BatchResponse("1", status, code, _request=request)
                 self.assertEqual(response.retryable, safe, (status, code, request))
             for request in (post, adjust, None):
@@ -1586,6 +1592,7 @@ class Clients(TestCase):
             ((1, "t"), {"base_url": "app.ecwid.com"}, ValueError, "base_url must be like"),
             ((1, "t"), {"base_url": "ftp://x"}, ValueError, "base_url must be like"),
             ((1, "t"), {"base_url": "https://"}, ValueError, "base_url must be like"),
+            ((1, "t"), {"base_url": "https://x:abc"}, ValueError, "ort"),
             ((1, "t"), {"base_url": "https://u:p@x/api"}, ValueError, "without user"),
             ((1, "t"), {"base_url": "https://x/api?a=1"}, ValueError, "without user or query"),
             ((1, "t"), {"base_url": "http://app.ecwid.com/api/v3"}, ValueError, "https://"),
@@ -1641,6 +1648,14 @@ class Clients(TestCase):
             (lambda: client.stream([], group_id=3), TypeError, "group_id must be a str"),
             (lambda: client.stream([], allow_parallel_mode="no"), TypeError, "True or False"),
             (lambda: client.run([], jurnal="x"), TypeError, "jurnal"),
+            (
+                lambda: client.run(gets(1), on_progress=3),
+                TypeError,
+                "on_progress must be a function",
+            ),
+            (lambda: client.wait("T", on_progress=3), TypeError, "on_progress must be a function"),
+            (lambda: client.wait("T", batch=gets(1)), TypeError, "batch must be a Batch, not list"),
+            (lambda: client.submit(gets(1)), TypeError, "batch must be a Batch, not list"),
             (lambda: client.wait(None), TypeError, "ticket must be a str"),
             (lambda: client.status(""), ValueError, "ticket must not be empty"),
             (lambda: client.delete(5), TypeError, "ticket must be a str"),
@@ -2288,6 +2303,30 @@ class Waiting(TestCase):
                 self.assertEqual(str(error), words)
                 self.assertEqual((error.tickets, error.temporary), ((ticket,), True))
 
+    def test_an_error_while_waiting_says_how_far_the_batch_was(self):
+        for answers in ([None, 403], [None, None, 403]):
+            with virtual(latency=0.1) as (engine, client, clock):
+                batch, handle, given = Batch(gets(4)), engine.handle, iter(answers)
+                ticket = client.submit(batch)
+                clock.now += 0.5 if len(answers) == 2 else 0.2
+
+                def refuse(*call, handle=handle, given=given):
+                    code = next(given)
+                    return (code, {}, {}) if code else handle(*call)
+
+                engine.handle = refuse
+                error = self.fails(lambda b=batch, t=ticket: client.wait(t, batch=b), ApiError)
+                self.assertEqual(error.last_status.total_requests, 4)
+                self.assertIn(" of 4 done [at Ecwid: ticket", str(error))
+
+    def test_a_second_fetch_that_fails_does_not_hide_the_first(self):
+        with StandIn() as ecwid:
+            client, batch = ecwid.client(), Batch(gets(3))
+            ticket = client.submit(batch)
+            ecwid.faults = [None, "lost rows", "html 404"]
+            status = client.wait(ticket, batch=batch)
+            self.assertEqual([r.status for r in status], ["COMPLETED", "COMPLETED", "UNKNOWN"])
+
     def test_a_timeout_of_nothing_takes_one_look_and_one_that_is_done_is_seen(self):
         for timeout in (0, -5):
             with virtual() as (engine, client, clock):
@@ -2309,6 +2348,7 @@ class Waiting(TestCase):
                 self.assertGreaterEqual(clock.now - begun, 10)
                 self.assertLessEqual(clock.now - begun, 11.1)
                 self.assertTrue(error.uncertain)
+                self.assertRegex(str(error), "; the last try: GET https://x/.*: reset|timed out")
 
     def test_what_on_progress_raises_passes_untouched(self):
         with StandIn(latency=1) as ecwid:
@@ -2493,6 +2533,28 @@ class Jobs(TestCase):
             error = self.fails(run, TransportError, "ConnectionResetError: reset, 10 of 30 done")
             self.assertEqual(len(error.last_status.responses), 10)
 
+    def test_a_submission_that_may_have_arrived_is_told_of(self):
+        for call in (list, lambda stream: self.fails(lambda: list(stream), EcwidError)):
+            with virtual(client_options={"max_retry_time": 0}) as (engine, client, clock):
+                client.opener.fault = mock.Mock(side_effect=ConnectionResetError("reset"))
+                with self.assertLogs("ecwid_batch", "WARNING") as logs:
+                    with contextlib.suppress(EcwidError):
+                        call(client.stream(creates(3), timeout=9))
+                self.assertIn("an interrupted submission, which may have arrived", logs.output[0])
+
+    def test_an_error_of_the_callers_own_is_not_changed(self):
+        own = BatchTimeoutError("inner", last_status=status_of(row(), total=7))
+
+        def source():
+            yield from creates(3)
+            raise own
+
+        with virtual() as (engine, client, clock):
+            error = self.fails(
+                lambda: client.run(source()), BatchTimeoutError, "inner, 1 of 7 done"
+            )
+            self.assertIs(error, own)
+
     def test_a_timeout_of_nothing_submits_nothing(self):
         for timeout in (0, -1):
             with virtual() as (engine, client, clock):
@@ -2675,8 +2737,11 @@ class Journals(TestCase):
             self.run_all(client, creates(15))
             with self.assertLogs("ecwid_batch", "WARNING") as logs:
                 self.assertEqual(len(self.run_all(client, creates(15))), 15)
-            self.assertIn("nothing was submitted: the journal", logs.output[0])
-            self.assertEqual(submissions(engine), 2)
+                list(zip(range(15), self.stream(client, creates(15))))
+                gc.collect()  # PyPy's garbage
+            for line in logs.output:
+                self.assertIn("nothing was submitted: the journal", line)
+            self.assertEqual((len(logs.output), submissions(engine)), (2, 2))
 
     def test_requests_or_options_that_differ_are_refused_and_nothing_is_submitted(self):
         other = {"base_url": "https://other/api/v3"}
@@ -2880,6 +2945,14 @@ class Journals(TestCase):
             self.fails(lambda: self.stream(client, creates(30)), ValueError, words)
             stream.close()
             self.assertEqual(len(self.run_all(client, creates(30))), 30)
+            self.assertEqual(ran(engine), skus(30))
+
+    def test_of_two_that_begin_at_once_the_second_is_told_that_it_is_in_use(self):
+        with virtual() as (engine, client, clock):
+            streams = [self.stream(client, creates(30)) for _ in range(2)]
+            next(streams[0])
+            self.fails(lambda: next(streams[1]), ValueError, "is in use: by another process, or")
+            self.assertEqual(len(list(streams[0])), 29)
             self.assertEqual(ran(engine), skus(30))
 
     @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
@@ -3522,11 +3595,13 @@ class Output(OnTheCommandLine):
     @unittest.skipUnless(os.path.exists("/dev/full") and shutil.which("sh"), "needs /dev/full")
     def test_a_full_disk_is_exit_5_with_the_tickets(self):
         self.requests(gets(3))
+        self.requests(gets(1), "one")
         for line, code, words in (
             ("ecwid run in.jsonl > /dev/full", 5, "cannot write the output: [Errno 28]"),
             ("ecwid run in.jsonl > /dev/full 2> /dev/full", 5, ""),
             ("ecwid run in.jsonl >&-", 5, "standard output is closed"),
             ("ecwid run --dry-run in.jsonl > /dev/full", 5, "cannot write the output"),
+            ("ecwid run - > /dev/full < one", 5, "at Ecwid go on: ticket 11kl"),
             ("ecwid run - <&-", 2, "standard input is closed"),
             ("ecwid run in.jsonl 2> /dev/full", 0, ""),
             ("ecwid run in.jsonl 2>&-", 0, ""),
@@ -3541,7 +3616,9 @@ class Output(OnTheCommandLine):
                     self.assertRegex(err, "at Ecwid go on: ticket 11kl")
                     self.assertIn("the same command goes on", err)
                 self.assertEqual(out.count(b"\n"), 3 if code == 0 else 0)
-        self.assertEqual((len(self.ecwid.jobs), self.left()), (2, []))  # the first job and the last
+        self.assertEqual(
+            (len(self.ecwid.jobs), self.left()), (3, ["one"])
+        )  # the first job and the last
 
     def test_a_disk_that_is_full_under_the_failures_is_exit_5_and_the_job_goes_on(self):
         self.ecwid.script = lambda call: (400, {"errorMessage": "no"})
@@ -3591,7 +3668,7 @@ class Output(OnTheCommandLine):
     def test_without_a_journal_an_interruption_says_where_the_responses_are(self):
         self.ecwid.latency = 0.2
         text = (self.here / self.requests(creates(40))).read_bytes()
-        process = self.start("run", "-", "--batch-size", "1")
+        process = self.start("run", "-", "--batch-size", "1", "--continue-on-failure")
         process.stdin.write(text)
         process.stdin.close()
         process.stdin = None
@@ -3600,7 +3677,7 @@ class Output(OnTheCommandLine):
         process.send_signal(signal.SIGINT)
         err = process.communicate(timeout=60)[1].decode()
         self.assertEqual(process.returncode, 130)
-        self.assertRegex(err, r"ticket 11kl\w+; client.wait has the responses")
+        self.assertRegex(err, r"ticket 11kl.*; client.wait has the responses")
 
     def test_progress_is_one_line_with_the_failures_that_fits_the_terminal(self):
         class Terminal(io.StringIO):
