@@ -353,7 +353,6 @@ class Batch:
             key = str(uuid.uuid5(uuid.UUID(key), f"{_first} {_encode(options)} {self._json}"))
         self.deduplication_key = key
         self.query = {**options, "deduplicationKey": key}
-        self._submitted_at: float | None = None  # time.time() of the first submission by hand
 
     @classmethod
     def from_json(
@@ -1155,16 +1154,10 @@ class EcwidClient:
         job = _Job(
             self, requests, options, journal, batch_size, timeout, on_progress, deduplication_key
         )
-        found = []
-        try:
-            for response in job.responses(read_all_first=True):
-                found.append(response)
-        except EcwidError as error:
-            if error is job.error and error.last_status is not None:  # and not the caller's own
-                so_far = dataclasses.replace(error.last_status, responses=tuple(found))
-                error.last_status = so_far
-            raise
-        return BatchStatus(None, "COMPLETED", len(found), len(found), tuple(found))
+        for response in job.responses(read_all_first=True):
+            job.collected.append(response)
+        count = len(job.collected)
+        return BatchStatus(None, "COMPLETED", count, count, tuple(job.collected))
 
     def stream(
         self,
@@ -1215,15 +1208,13 @@ class EcwidClient:
     def submit(self, batch: Batch) -> str:
         """Submit a batch and return its ticket, a str that can be kept anywhere.
 
-        Submitting the same Batch again within the hour is safe: it returns the first ticket. Raises
-        ValueError after 59 minutes, when Ecwid may have forgotten the batch's key.
+        Submitting the same Batch again within the hour is safe: it returns the first ticket. Later
+        it runs the requests again, since Ecwid has forgotten the batch's key.
 
         Reference: "Create batch request".
         """
         _check_batch(batch)
-        if batch._submitted_at is None:
-            batch._submitted_at = time.time()
-        return self._submit(batch, batch._submitted_at, _NEVER)
+        return self._submit(batch, time.time(), _NEVER)
 
     def status(self, ticket: str, *, responses: bool = True) -> BatchStatus:
         """Return how far a batch is, with or without the responses so far.
@@ -1297,11 +1288,6 @@ class EcwidClient:
         """Submit a batch whose key was first used at a time of time.time()."""
         body = batch.to_json()
         expiry = first_submitted + _KEY_LIFETIME
-        if time.time() >= expiry:
-            raise ValueError(
-                "this batch was first to be submitted 59 minutes ago or earlier, and Ecwid may "
-                "have forgotten its key: make a new Batch to run the requests again"
-            )
         return self._call("POST", "/batch", batch.query, _read_ticket, body, deadline, expiry)
 
     def _status(
@@ -1425,18 +1411,15 @@ class EcwidClient:
             )
         request = self._request(method, path, query, body)
         opener = self.opener or _opener_for(self._host)
-        begun = time.monotonic()
-        outcome = "no answer"
-        try:
-            answer = _exchange(opener, request, timeout, self._clean)
-            outcome = f"HTTP {answer.status}, {len(answer.body):,} bytes"
-        finally:
-            milliseconds = 1000 * (time.monotonic() - begun)
-            _LOG.debug("%s %s: %s, %.0f ms", method, path, outcome, milliseconds)
+        _LOG.debug("%s %s", method, request.full_url)
+        answer = _exchange(opener, request, timeout, self._clean)
+        _LOG.debug("HTTP %d, %d bytes", answer.status, len(answer.body))
         if not 200 <= answer.status < 300:
             error = _error_of(answer, self._clean)
-            if isinstance(error, RateLimitError):
-                self._block(error.retry_after or 0.0)
+            if isinstance(error, RateLimitError) and error.retry_after is not None:
+                with _block_lock:
+                    until = time.time() + error.retry_after
+                    self._blocked_until = max(self._blocked_until, until)
             raise error
         try:
             return json.loads(answer.body)
@@ -1459,11 +1442,6 @@ class EcwidClient:
         # Unredirected: a caller's opener that follows redirects does not take the token along.
         request.add_unredirected_header("Authorization", f"Bearer {self._token}")
         return request
-
-    def _block(self, seconds: float) -> None:
-        """Hold back every thread of this client."""
-        with _block_lock:
-            self._blocked_until = max(self._blocked_until, time.time() + seconds)
 
     def _clean(self, text: str) -> str:
         """Return text from outside as one short line, with the token masked."""
@@ -1594,7 +1572,7 @@ class _Job:
         self._window: collections.deque[_Part] = collections.deque()  # at Ecwid, or may be
         self._stop: str | None = None  # why nothing more is submitted
         self._submitted = False  # whether this call has submitted anything
-        self.error: EcwidError | None = None  # that ended the job
+        self.collected: list[BatchResponse] = []  # by `run`, for the error that ends the job
         self._journal = _Journal(journal, client, deduplication_key)
 
     def responses(self, *, read_all_first: bool) -> Generator[BatchResponse, None, None]:
@@ -1713,9 +1691,9 @@ class _Job:
         A submission without a ticket stays in the window, for the warning that it may have arrived.
         """
         error.tickets = tuple(part.ticket for part in self._window if part.ticket)
-        error.last_status = self._progress(error.last_status or self._look)
+        so_far = self._progress(error.last_status or self._look)
+        error.last_status = dataclasses.replace(so_far, responses=tuple(self.collected))
         self._window = collections.deque(part for part in self._window if not part.ticket)
-        self.error = error
 
     def _progress(self, look: BatchStatus) -> BatchStatus:
         """Return a look at the oldest batch, with the counts of the job."""
