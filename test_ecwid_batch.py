@@ -127,6 +127,11 @@ class Collection(dict):
         super().__init__()
         self.word, self.missing, self.required = KINDS[kind]
         self.ids = ids
+        self.skus = {}  # with the ids of the things that have them
+
+    def __setitem__(self, number, item):
+        super().__setitem__(number, item)
+        self.skus[item.get("sku")] = number
 
     def item(self, text):
         item = self.get(int(text)) if text.isdecimal() else None
@@ -138,7 +143,7 @@ class Collection(dict):
         if not body or not body.get(self.required):
             raise Refusal(400, "WRONG_PARAMETER", f"Field {self.required} is required")
         sku = body.get("sku")
-        if sku and any(item.get("sku") == sku for item in self.values()):
+        if sku and self.get(self.skus.get(sku), {}).get("sku") == sku:
             raise Refusal(409, "SKU_ALREADY_EXISTS", f"SKU {sku} is already used")
         now = int(time.time())
         number = next(number for number in self.ids if number not in self)
