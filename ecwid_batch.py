@@ -105,6 +105,7 @@ def _text(name: str, value: object) -> str:
         raise TypeError(f"{name} must be a str, not {type(value).__name__}; write str(...)")
     if not value:
         raise ValueError(f"{name} must not be empty")
+    value.encode()  # raises ValueError for a lone surrogate
     return str.__str__(value)
 
 
@@ -265,8 +266,8 @@ def _check_route(route: str, path: str) -> None:
     if re.search("[\x00-\x1f\x7f-\x9f]", urllib.parse.unquote(path)):
         raise ValueError(f"path must not hold control characters, percent-encoded or not, {shown}")
     segments = urllib.parse.unquote(route).split("/")[1:]
-    if ".." in segments:
-        raise ValueError(f"path must stay inside the store, without a '..' segment, {shown}")
+    if "." in segments or ".." in segments:
+        raise ValueError(f"path must stay where it is, without a '.' or '..' segment, {shown}")
     if segments[:2] == ["api", "v3"]:
         raise ValueError(
             "path must not repeat /api/v3/{storeId}, which Ecwid adds itself: begin with what "
@@ -338,7 +339,7 @@ class Batch:
         group_id: str | None = None,
         _first: int | None = None,
     ) -> None:
-        """_first: the place in its job of the first request; then the key is that of the job."""
+        """_first: the place in its job of the first request, of a batch that derives its key."""
         options = _options(allow_parallel_mode, stop_on_first_failure, group_id)
         key = _checked_key(deduplication_key)
         self.requests = tuple(itertools.islice(requests, _MAX_REQUESTS + 1))
@@ -518,14 +519,13 @@ class BatchResponse:
         or DELETE also after 408, 5XX and for UNKNOWN: running twice does what running once does.
         "Adjust product inventory" is a PUT that adds a difference, and so not one of these.
         """
-        code = self.http_status_code or 0
         if self.status == "NOT_EXECUTED":
             return True
-        if self.status == "FAILED" and code in (429, 449):
+        if self.status == "FAILED" and self.http_status_code in (429, 449):
             return True
         if self._request is None or not _may_run_twice(self._request):
             return False
-        return self.status == "UNKNOWN" or code == 408 or code >= 500
+        return self.status == "UNKNOWN" or _may_have_run(self.http_status_code)
 
     def __repr__(self) -> str:
         words = [self.id, self.status, self.http_status_code, self.error_message]
@@ -601,6 +601,11 @@ class BatchStatus:
 
     def __repr__(self) -> str:
         return f"<BatchStatus {self.status} {self.completed_requests:,}/{self.total_requests:,}>"
+
+
+def _may_have_run(http_status: int | None) -> bool:
+    """Return whether a call that was answered with this HTTP status may have run all the same."""
+    return http_status is not None and (http_status == 408 or http_status >= 500)
 
 
 def _may_run_twice(request: BatchRequest) -> bool:
@@ -919,11 +924,8 @@ def _received(response: Any, deadline: float) -> bytes:
 
     An answer that was cut off needs no check: it is not JSON.
     """
-    length = getattr(response, "length", None)  # Content-Length: some proxies do not hang up
-    if length is None:
-        length = math.inf
     body = bytearray()
-    while len(body) < min(length, _MAX_ANSWER + 1):
+    while len(body) <= _MAX_ANSWER:
         chunk = response.read1(65536)  # read() would wait for all of a slow chunk
         if not chunk:
             break
@@ -971,7 +973,7 @@ def _may_pass(cause: object) -> bool:
 
 def _is_temporary(http_status: int) -> bool:
     """Return whether the same call may succeed after an answer with this HTTP status."""
-    return http_status in (408, 429) or http_status >= 500
+    return http_status == 429 or _may_have_run(http_status)
 
 
 def _error_of(answer: _Answer, clean: _Clean) -> EcwidError:
@@ -996,7 +998,7 @@ def _error_of(answer: _Answer, clean: _Clean) -> EcwidError:
         error_message=message,
         retry_after=pause,
         temporary=_is_temporary(status),
-        uncertain=status == 408 or status >= 500,
+        uncertain=_may_have_run(status),
     )
 
 
@@ -1191,7 +1193,8 @@ class EcwidClient:
         The other arguments are those of `Batch`. By default the first failure stops the job: a
         batch is submitted once the one before has finished without a failure. With
         stop_on_first_failure=False two batches are at Ecwid, one running and one queued, until
-        the input ends or somebody cancels. The rest of a job that was stopped is NOT_EXECUTED.
+        the input ends or somebody cancels. What is UNKNOWN stops no job but one with a group, which
+        may have been cancelled. The rest of a job that was stopped is NOT_EXECUTED.
 
         An error of `requests`, or requests that differ from those of the journal, is raised after
         the responses of what was submitted. What `requests` or `on_progress` raises passes through.
@@ -1569,7 +1572,7 @@ class _Job:
         self._read = 0  # requests
         self._done = 0  # requests of batches that have finished
         self._look = BatchStatus(None, "QUEUED", 0, 0)  # the last one at the batch that has not
-        self._window: collections.deque[_Part] = collections.deque()  # at Ecwid, or may be
+        self._window: collections.deque[_Part] = collections.deque()  # not all handed over yet
         self._stop: str | None = None  # why nothing more is submitted
         self._submitted = False  # whether this call has submitted anything
         self.collected: list[BatchResponse] = []  # by `run`, for the error that ends the job
@@ -1686,7 +1689,7 @@ class _Job:
         self._journal.add_ticket(part.number, part.ticket)
 
     def _take_along(self, error: EcwidError) -> None:
-        """Let an error that ends the job carry the tickets that are left.
+        """Move the tickets that are left from the window into an error that ends the job.
 
         A submission without a ticket stays in the window, for the warning that it may have arrived.
         """
@@ -1823,14 +1826,14 @@ class _Journal:
     """
 
     def __init__(self, path: _Path | None, client: EcwidClient, key: str | None) -> None:
-        self.path = path
+        self.path = None if path is None else os.fspath(path)
         self.records: dict[int, _Record] = {}
         self._file: IO[bytes] | None = None
         self._header: dict[str, Any] | None = None
         job = {"journal": _JOURNAL, "url": client.base_url, "store": client.store_id, "key": key}
         try:
-            if path is not None and os.path.exists(path):
-                self._file = self._opened(path, "r+b")
+            if self.path is not None and os.path.exists(self.path):
+                self._file = self._open_locked(self.path, "r+b")
                 self._read(self._file)
             self.key = self._key_of(job)
             if self._file is not None and not self.records:  # all was refused: begin anew
@@ -1860,7 +1863,7 @@ class _Journal:
             _lock(self._file, _UNLOCK)
             self._file.close()
 
-    def _opened(self, path: _Path, mode: str) -> IO[bytes]:
+    def _open_locked(self, path: str, mode: str) -> IO[bytes]:
         """Return the file, locked. Raises ValueError if it is in use."""
         file: IO[bytes] = open(path, mode, buffering=0)  # noqa: SIM115
         try:
@@ -1883,7 +1886,7 @@ class _Journal:
             return
         try:
             if self._file is None:
-                self._file = self._opened(self.path, "xb")
+                self._file = self._open_locked(self.path, "xb")
             data = f"{self._pending}{json.dumps(line)}\n".encode("ascii")
             if self._file.write(data) != len(data):
                 raise OSError("the disk may be full")
@@ -2147,11 +2150,11 @@ class _Report:
         if self.first is None:
             name = f"line {line:,}, {request.method} {request.path}"
             self.first = f"{name}: {response.status}, {response.error_message}"
-        code = response.http_status_code or 0
-        if not response.retryable and (response.status == "UNKNOWN" or code == 408 or code >= 500):
+        doubtful = response.status == "UNKNOWN" or _may_have_run(response.http_status_code)
+        if doubtful and not response.retryable:
             self._doubts += 1
-        parts = dataclasses.asdict(request).items()
-        text = json.dumps({name: value for name, value in parts if value is not None})
+        parts = {name: getattr(request, name) for name in ("id", "method", "path", "body")}
+        text = json.dumps({name: value for name, value in parts.items() if value is not None})
         self._failures.write(f"{text}\n".encode("ascii"))
 
     def show(self, status: BatchStatus) -> None:
@@ -2204,7 +2207,7 @@ class _Report:
 def _run(args: Any, screen: _Screen) -> int:
     client = _client(args, max_retry_time=120.0)
     journal, failed = _places(args)
-    with _opened(args.file) as file, tempfile.SpooledTemporaryFile(_MAX_IN_MEMORY) as failures:
+    with _open_input(args.file) as file, tempfile.SpooledTemporaryFile(_MAX_IN_MEMORY) as failures:
         source = _Input(file, args.batch_size)
         report = _Report(screen, source, failures)
         if screen.live:
@@ -2213,11 +2216,11 @@ def _run(args: Any, screen: _Screen) -> int:
             _print_responses(client, args, journal, source, report)
             report.leave_failures(failed)
         except (Exception, KeyboardInterrupt) as error:
-            status = _report_error(error, screen)
+            exit_status = _report_error(error, screen)
             ours = isinstance(error, (EcwidError, KeyboardInterrupt, _InputError, _OutputError))
             if ours and journal is not None and os.path.exists(journal):
                 screen.say("the same command goes on where this one ended")
-            return status
+            return exit_status
     if journal is not None and args.journal is None:
         _remove(journal)
     report.end(failed)
@@ -2251,7 +2254,7 @@ def _places(args: Any) -> tuple[str | None, str | None]:
     Raises ValueError if one cannot be written there, or would overwrite something else.
     """
     journal, failed = args.journal, args.failed
-    if os.path.isfile(args.file) and not args.file.startswith("/dev/"):  # such as /dev/stdin
+    if os.path.isfile(args.file) and not args.file.startswith(("/dev/stdin", "/dev/fd/")):
         journal = journal or f"{args.file}.journal"
         failed = failed or f"{args.file}.failed"
     taken = {os.path.realpath(args.file): "FILE"}
@@ -2272,7 +2275,7 @@ def _check_place(option: str, path: str, taken: dict[str, str]) -> None:
 
 
 def _dry_run(args: Any, screen: _Screen) -> int:
-    with _opened(args.file) as file:
+    with _open_input(args.file) as file:
         total = sum(1 for _ in _Input(file, args.batch_size).requests())
     batches = _count(-(-total // args.batch_size), "batch")
     _write(sys.stdout, f"{_count(total, 'request')} in {batches}, nothing sent\n")
@@ -2293,7 +2296,7 @@ def _client(args: Any, *, max_retry_time: float) -> EcwidClient:
     return EcwidClient(token=token, base_url=args.base_url, max_retry_time=max_retry_time)
 
 
-def _opened(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+def _open_input(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
     """Open FILE for reading; - is standard input."""
     if path != "-":
         return open(path, "rb")
@@ -2371,7 +2374,7 @@ def _parser() -> Any:
     option("--group", metavar="ID", help="name the job, to be able to cancel it")
     option("--timeout", metavar="S", type=float, help="exit with status 4 after S seconds")
     option("--journal", metavar="FILE", help="instead of FILE.journal; is kept at the end")
-    option("--failed", metavar="FILE", help="instead of FILE.failed")
+    option("--failed", metavar="FILE", help="instead of FILE.failed; is replaced, or removed")
     option(
         "--dry-run",
         action="store_const",
