@@ -15,11 +15,11 @@ the same call goes on where a crash, a kill or a timeout ended it.
 The promises:
 
 - Every request gets exactly one response, in the order of the requests. A request that Ecwid did
-  not run gets one with the status NOT_EXECUTED. A request of which nobody can tell whether it ran
-  gets one with the status UNKNOWN.
+  not run gets one with the status NOT_EXECUTED. If nobody can tell whether a request ran, the
+  status is UNKNOWN.
 - No request runs twice: within one call, whatever the network does; across calls, kills and weeks
   with a journal; and across calls that begin within half an hour under a deduplication key of your
-  own. (If failures do not stop a job, Ecwid itself tries a request that meets a 5XX up to 5 times.)
+  own. With stop_on_first_failure=False, though, Ecwid itself tries a 5XX up to 5 times.
 - Wrong arguments raise ValueError or TypeError before anything is sent. A call that fails raises
   an EcwidError that says what failed and carries what is needed to go on.
 - The token reaches Ecwid and nobody else: no redirect is followed, and no log, message or repr
@@ -51,7 +51,6 @@ import shutil
 import ssl
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.parse
@@ -90,7 +89,7 @@ _T = TypeVar("_T")
 _Path = Union[str, "os.PathLike[str]"]
 _Params = Optional["Mapping[str, Any]"]
 _OnProgress = Optional[Callable[["BatchStatus"], object]]
-_Clean = Callable[[str], str]  # makes text from outside fit to be shown
+_Clean = Callable[[str], str]  # shortens text from outside to one line and masks the token
 
 
 # --- Requests and batches -------------------------------------------------------------------------
@@ -643,7 +642,6 @@ def _read_status(
     """Return the status that an answer describes, with its responses.
 
     batch  that of the ticket: each of its requests then gets one response, in their order
-    clean  makes text from outside fit to be shown
 
     Raises InvalidResponseError if the answer is no status, or that of another batch.
     """
@@ -806,12 +804,6 @@ class InvalidResponseError(EcwidError):
 class BatchTimeoutError(EcwidError, TimeoutError):
     """The caller's timeout is over. What was submitted goes on at Ecwid."""
 
-    def __str__(self) -> str:
-        text = super().__str__()
-        if self.__cause__ is not None:
-            text += f"; the last try: {self.__cause__}"
-        return text
-
 
 class BatchFailedError(EcwidError):
     """Not every request is known to have succeeded; raised by `raise_for_failures`.
@@ -820,8 +812,7 @@ class BatchFailedError(EcwidError):
     """
 
     def __init__(self, status: BatchStatus) -> None:
-        tickets = () if status.ticket is None else (status.ticket,)
-        super().__init__(_failure_text(status), tickets=tickets)
+        super().__init__(_failure_text(status))
         self.status = status
         self.failed = status.failed
         self.not_executed = status.not_executed
@@ -865,7 +856,6 @@ _ADVICE = {
     402: "check the plan of the store",
     403: "check the token, and that it has the access scopes of all requests in the batch",
     404: "check the store id, the ticket and the base URL",
-    407: "check the user and password of the proxy",
 }
 
 
@@ -989,7 +979,7 @@ def _error_of(answer: _Answer, clean: _Clean) -> EcwidError:
         pause = _RATE_LIMIT_PAUSE
     words = [f"HTTP {status}", code, reason, _ADVICE.get(status)]
     if pause is not None:
-        words.append(f"retry after {pause:.3g} s")
+        words.append(f"retry after {pause:g} s")
     kind = RateLimitError if status == 429 else ApiError
     return kind(
         "; ".join(word for word in words if word),
@@ -1056,8 +1046,6 @@ _BACKOFF_LAST = 30.0  # seconds; the longest pause that grows by doubling
 _KEY_LIFETIME = 59 * 60.0  # seconds; the reference says an hour, and a submission takes its time
 _PAGE_SIZE = 100  # tickets; reference: "Search batch requests", limit
 
-_block_lock = threading.Lock()  # guards EcwidClient._blocked_until; a lock cannot be pickled
-
 
 class _Deadline:
     """The end of a caller's timeout, in seconds; None means that there is none."""
@@ -1069,8 +1057,8 @@ class _Deadline:
     def left(self) -> float:
         return self._end - time.monotonic()
 
-    def error(self, **fields: Any) -> BatchTimeoutError:
-        return BatchTimeoutError(f"{self._timeout:g} s are over", temporary=True, **fields)
+    def error(self, reason: str = "", **fields: Any) -> BatchTimeoutError:
+        return BatchTimeoutError(f"{self._timeout:g} s are over{reason}", temporary=True, **fields)
 
 
 _NEVER = _Deadline(None)
@@ -1118,7 +1106,9 @@ class EcwidClient:
         if not re.fullmatch("[!-~]+", token):  # a line end would be a header of its own
             raise ValueError("set ECWID_TOKEN, or token, to visible ASCII without spaces")
         if not 0 < http_timeout <= 3600:
-            raise ValueError(f"http_timeout must be up to 3600 seconds, not {http_timeout!r}")
+            raise ValueError(
+                f"http_timeout must be over 0, up to 3600 seconds, not {http_timeout!r}"
+            )
         if not 0 <= max_retry_time <= 3600:
             raise ValueError(f"max_retry_time must be 0 to 3600 seconds, not {max_retry_time!r}")
         self._host = _checked_host(base_url)
@@ -1388,7 +1378,8 @@ class EcwidClient:
             error.args = (f"{name}: {error.args[0]}",)  # here all is known
             left = deadline.left()
             if error.temporary and left <= 0:
-                raise deadline.error(tickets=tickets, uncertain=uncertain) from error
+                reason = f"; the last try: {error.args[0]}"
+                raise deadline.error(reason, tickets=tickets, uncertain=uncertain)
             pause = _pause_after(error, tries, left)
             if not error.temporary or pause > min(give_up - time.monotonic(), left):
                 if tries > 1:
@@ -1407,7 +1398,7 @@ class EcwidClient:
         blocked = self._blocked_until - time.time()
         if blocked > 0:
             raise RateLimitError(
-                f"not sent, since an earlier call met a 429; retry after {blocked:.3g} s",
+                f"not sent, since an earlier call met a 429; retry after {blocked:.1f} s",
                 http_status_code=429,
                 retry_after=blocked,
                 temporary=True,
@@ -1420,9 +1411,8 @@ class EcwidClient:
         if not 200 <= answer.status < 300:
             error = _error_of(answer, self._clean)
             if isinstance(error, RateLimitError) and error.retry_after is not None:
-                with _block_lock:
-                    until = time.time() + error.retry_after
-                    self._blocked_until = max(self._blocked_until, until)
+                until = time.time() + error.retry_after
+                self._blocked_until = max(self._blocked_until, until)
             raise error
         try:
             return json.loads(answer.body)
@@ -1524,7 +1514,7 @@ def _read_count(name: str, answer: Any) -> int:
 # --- A job and its journal ------------------------------------------------------------------------
 
 _INTERRUPTED = "this request was being submitted when the job was interrupted; it may have run"
-_UNKNOWN_TICKET = "of an interrupted submission, which may have arrived"
+_UNKNOWN_TICKET = "that of a submission that may have arrived"
 _FORGOTTEN = "Ecwid does not know this request's ticket any more; it may have run"
 
 
@@ -1534,6 +1524,7 @@ class _Part:
 
     number: int
     batch: Batch
+    record: _Record | None  # of its submission by an earlier call
     ticket: str | None = None  # None before it has come, and where it is lost for good
 
 
@@ -1571,7 +1562,6 @@ class _Job:
         self._goes_on = journal is not None or deduplication_key is not None
         self._read = 0  # requests
         self._done = 0  # requests of batches that have finished
-        self._look = BatchStatus(None, "QUEUED", 0, 0)  # the last one at the batch that has not
         self._window: collections.deque[_Part] = collections.deque()  # not all handed over yet
         self._stop: str | None = None  # why nothing more is submitted
         self._submitted = False  # whether this call has submitted anything
@@ -1588,18 +1578,21 @@ class _Job:
             if read_all_first:
                 parts = iter(list(parts))
             yield from self._in_order(parts)
+            self._warn_if_nothing_was_submitted()
         finally:
             self._journal.close()
-            if self._journal.records and self._done and not self._submitted and not self._window:
-                _LOG.warning(
-                    "nothing was submitted: the journal %s has all of this job, and its responses "
-                    "came again (another job needs another journal)",
-                    self._journal.path,
-                )
             if self._window:
                 tickets = ", ".join(part.ticket or _UNKNOWN_TICKET for part in self._window)
                 how = "the same call goes on" if self._goes_on else "client.wait has the responses"
-                _LOG.warning("the job was left; at Ecwid go on: ticket %s; %s", tickets, how)
+                _LOG.warning("the job was left with these tickets at Ecwid: %s; %s", tickets, how)
+
+    def _warn_if_nothing_was_submitted(self) -> None:
+        if self._journal.records and not self._submitted:
+            _LOG.warning(
+                "nothing was submitted: the journal %s has the tickets of all these responses "
+                "(another job needs another journal)",
+                self._journal.path,
+            )
 
     def _in_order(self, parts: Iterator[_Part]) -> Iterator[BatchResponse]:
         """Submit the next batch; when the window is full, finish the oldest and yield."""
@@ -1613,9 +1606,10 @@ class _Job:
                 break
             if part is None:
                 break
-            if self._stop is not None and part.number not in self._journal.records:
+            if self._stop is not None and part.record is None:
                 yield from self._finish_all()
-                yield from self._not_submitted(part.batch)
+                self._done += len(part.batch)
+                yield from _same_for_all(part.batch, "NOT_EXECUTED", self._stop)
                 continue
             self._take(part)
             if len(self._window) == window_size:
@@ -1648,7 +1642,7 @@ class _Job:
                 if len(batch) > 1:
                     names = f"requests {first:,} to {first + len(batch) - 1:,}"
                 raise self._differs(f"something in {names}, or an option, has changed")
-            yield _Part(number, batch)
+            yield _Part(number, batch, record)
 
     def _differs(self, what: str) -> ValueError:
         return ValueError(
@@ -1659,34 +1653,37 @@ class _Job:
 
     def _take(self, part: _Part) -> None:
         """Put a batch into the window: submitted by an earlier call, or now."""
-        record = self._journal.records.get(part.number)
-        if record is not None and (record.ticket or not record.is_safe()):
-            part.ticket = record.ticket
-            self._window.append(part)
-            return
+        record = part.record
+        if record is not None:
+            # What lies far in the future comes of a clock that was set back: who knows how far?
+            is_safe = abs(time.time() - record.time) < _KEY_LIFETIME
+            if record.ticket or not is_safe:
+                part.ticket = record.ticket
+                self._window.append(part)
+                return
         try:
-            self._submit(part, record)
+            self._submit(part)
         except EcwidError as error:
             self._take_along(error)
             raise
 
-    def _submit(self, part: _Part, record: _Record | None) -> None:
+    def _submit(self, part: _Part) -> None:
         """Submit a batch, for the first time or, if there is a record, once more."""
         if self._deadline.left() <= 0:
             raise self._deadline.error()
-        since = time.time() if record is None else record.time
-        if record is None:
+        since = time.time() if part.record is None else part.record.time
+        if part.record is None:
             self._journal.add_submission(part.number, part.batch, since)
         self._submitted = True
         self._window.append(part)  # from here on it may be at Ecwid
         try:
             part.ticket = self._client._submit(part.batch, since, self._deadline)
         except EcwidError as error:
-            if record is None and not error.uncertain:
+            if part.record is None and not error.uncertain:
                 self._window.pop()
-                self._journal.add_refusal(part.number)
+                self._journal.add(part.number, refused=True)
             raise
-        self._journal.add_ticket(part.number, part.ticket)
+        self._journal.add(part.number, ticket=part.ticket)
 
     def _take_along(self, error: EcwidError) -> None:
         """Move the tickets that are left from the window into an error that ends the job.
@@ -1694,7 +1691,7 @@ class _Job:
         A submission without a ticket stays in the window, for the warning that it may have arrived.
         """
         error.tickets = tuple(part.ticket for part in self._window if part.ticket)
-        so_far = self._progress(error.last_status or self._look)
+        so_far = self._progress(error.last_status or BatchStatus(None, "QUEUED", 0, 0))
         error.last_status = dataclasses.replace(so_far, responses=tuple(self.collected))
         self._window = collections.deque(part for part in self._window if not part.ticket)
 
@@ -1710,20 +1707,19 @@ class _Job:
     def _finish_oldest(self) -> Iterator[BatchResponse]:
         """Follow the oldest batch in the window to its end and yield its responses."""
         part = self._window[0]
+        responses: tuple[BatchResponse, ...] = ()
         for status in self._looks(part):
-            self._look = status
+            responses = status.responses
             if self._on_progress is not None:
                 self._on_progress(self._progress(status))
-        responses = self._look.responses
-        self._look = BatchStatus(None, "QUEUED", 0, 0)
         self._done += len(part.batch)
         self._stop = self._stop or self._reason_to_stop(responses)
-        *others, last = responses
-        yield from others
+        yield from responses[:-1]
         try:
-            yield last
+            yield responses[-1]
         except GeneratorExit:  # the caller has all responses: zip() asks for nothing after the last
             self._window.popleft()
+            self._warn_if_nothing_was_submitted()
             raise
         self._window.popleft()
 
@@ -1760,10 +1756,6 @@ class _Job:
             if response.status in ending:
                 return f"not submitted, since request {response.id} is {response.status}"
         return None
-
-    def _not_submitted(self, batch: Batch) -> Iterator[BatchResponse]:
-        self._done += len(batch)
-        yield from _same_for_all(batch, "NOT_EXECUTED", str(self._stop))
 
 
 def _same_for_all(batch: Batch, status: str, message: str) -> tuple[BatchResponse, ...]:
@@ -1803,10 +1795,6 @@ class _Record:
     key: str
     time: float  # of time.time(), just before the submission
     ticket: str | None = None
-
-    def is_safe(self) -> bool:
-        """Return whether Ecwid still knows the key, as far as the clock can be believed."""
-        return abs(time.time() - self.time) < _KEY_LIFETIME
 
 
 class _Journal:
@@ -1848,14 +1836,7 @@ class _Journal:
     def add_submission(self, number: int, batch: Batch, moment: float) -> None:
         """Record that a batch is about to be submitted, at a time of time.time()."""
         when = datetime.datetime.fromtimestamp(int(moment), datetime.timezone.utc).isoformat()
-        key = batch.deduplication_key
-        self._append({"batch": number, "size": len(batch), "key": key, "time": when})
-
-    def add_ticket(self, number: int, ticket: str) -> None:
-        self._append({"batch": number, "ticket": ticket})
-
-    def add_refusal(self, number: int) -> None:
-        self._append({"batch": number, "refused": True})
+        self.add(number, size=len(batch), key=batch.deduplication_key, time=when)
 
     def close(self) -> None:
         """Release the lock, whatever child processes have inherited of it."""
@@ -1881,13 +1862,15 @@ class _Journal:
             "that was not closed"
         )
 
-    def _append(self, line: dict[str, Any]) -> None:
+    def add(self, number: int, **fields: Any) -> None:
+        """Write a line of a batch to the disk."""
         if self.path is None:
             return
         try:
             if self._file is None:
                 self._file = self._open_locked(self.path, "xb")
-            data = f"{self._pending}{json.dumps(line)}\n".encode("ascii")
+            line = json.dumps({"batch": number, **fields})
+            data = f"{self._pending}{line}\n".encode("ascii")
             if self._file.write(data) != len(data):
                 raise OSError("the disk may be full")
             os.fsync(self._file.fileno())
@@ -1964,6 +1947,7 @@ JSON array as in Ecwid's reference. - is standard input.
   {"method": "PUT", "path": "/products/42", "body": {"price": 19.99}}
   {"method": "GET", "path": "/orders?limit=1"}
 
+A wrong line ends the job when it is reached: --dry-run checks all of FILE.
 Each output line is a JSON object with line (of FILE, or the place in the
 array), id, method, path, status, httpStatusCode, httpStatusLine, response.
 
@@ -2016,13 +2000,15 @@ class _Screen(logging.Handler):
         self._write(f"ecwid-batch: {text}\n")
 
     def draw(self, text: str) -> None:
-        """Show the progress in place of that before; nothing removes it."""
+        """Replace the line of progress; an empty text removes it."""
         if not self.live or text == self._drawn:
             return
         width = 80
         with contextlib.suppress(OSError, ValueError):
             width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        rows = max(0, len(self._drawn) - 1) // width  # that it takes more since a resize
+        rows = (
+            max(0, len(self._drawn) - 1) // width
+        )  # below the first, since the window became narrower
         back = f"\x1b[{rows}A\r\x1b[J" if rows else "\r"
         blank = " " * min(len(self._drawn), width - 1)  # for terminals without control sequences
         self._drawn = text[: width - 1]
@@ -2081,12 +2067,12 @@ class _Input:
         """Yield where each object stands, the number of the line or place, and the object."""
         empty = True
         for number, text in enumerate(iter(self._read_line, b""), 1):
-            if len(text) > _MAX_LINE:
-                raise _InputError(f"line {number:,} is longer than {_MAX_LINE:,} bytes")
             text = text.lstrip(b"\xef\xbb\xbf \t\r\n")  # a byte order mark, white space
             if text.startswith(b"[") and empty:
                 yield from self._array(b"\n" * (number - 1) + text)
                 return
+            if len(text) > _MAX_LINE:
+                raise _InputError(f"line {number:,} is longer than {_MAX_LINE:,} bytes")
             if text:
                 empty = False
                 yield f"line {number:,}", number, _parse_line(text, number)
@@ -2245,7 +2231,7 @@ def _print_responses(
             try:
                 report.add(response)
             except (Exception, KeyboardInterrupt) as error:
-                stream.throw(error)  # so it knows that this response was not handed over
+                stream.throw(error)  # so that it knows that this response was not handed over
 
 
 def _places(args: Any) -> tuple[str | None, str | None]:
