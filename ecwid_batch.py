@@ -1707,16 +1707,15 @@ class _Job:
     def _finish_oldest(self) -> Iterator[BatchResponse]:
         """Follow the oldest batch in the window to its end and yield its responses."""
         part = self._window[0]
-        responses: tuple[BatchResponse, ...] = ()
+        status = BatchStatus(part.ticket, "QUEUED", 0, 0)
         for status in self._looks(part):
-            responses = status.responses
             if self._on_progress is not None:
                 self._on_progress(self._progress(status))
         self._done += len(part.batch)
-        self._stop = self._stop or self._reason_to_stop(responses)
-        yield from responses[:-1]
+        self._stop = self._stop or self._reason_to_stop(status.responses)
+        yield from status.responses[:-1]
         try:
-            yield responses[-1]
+            yield status.responses[-1]
         except GeneratorExit:  # the caller has all responses: zip() asks for nothing after the last
             self._window.popleft()
             self._warn_if_nothing_was_submitted()
