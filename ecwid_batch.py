@@ -1018,7 +1018,10 @@ def _opener_for(host: str) -> urllib.request.OpenerDirector:
 def _shared_opener(
     proxies: tuple[tuple[str, str], ...], bundle: tuple[str | None, str | None]
 ) -> urllib.request.OpenerDirector:
-    """Return one opener for all clients of a kind: to load a CA bundle takes ten calls' time."""
+    """Return one opener for all clients of a kind: loading a CA bundle takes as long as ten calls.
+
+    The bundle is read by the ssl module; here it only tells one opener from another.
+    """
     opener = urllib.request.OpenerDirector()  # without handlers for redirects and errors
     opener.add_handler(urllib.request.ProxyHandler(dict(proxies)))
     opener.add_handler(urllib.request.HTTPHandler(debuglevel=0))  # 0: prints no token
@@ -1106,9 +1109,7 @@ class EcwidClient:
         if not re.fullmatch("[!-~]+", token):  # a line end would be a header of its own
             raise ValueError("set ECWID_TOKEN, or token, to visible ASCII without spaces")
         if not 0 < http_timeout <= 3600:
-            raise ValueError(
-                f"http_timeout must be over 0, up to 3600 seconds, not {http_timeout!r}"
-            )
+            raise ValueError(f"http_timeout must be 1 to 3600 seconds, not {http_timeout!r}")
         if not 0 <= max_retry_time <= 3600:
             raise ValueError(f"max_retry_time must be 0 to 3600 seconds, not {max_retry_time!r}")
         self._host = _checked_host(base_url)
