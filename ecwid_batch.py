@@ -1109,7 +1109,7 @@ class EcwidClient:
         if not re.fullmatch("[!-~]+", token):  # a line end would be a header of its own
             raise ValueError("set ECWID_TOKEN, or token, to visible ASCII without spaces")
         if not 0 < http_timeout <= 3600:
-            raise ValueError(f"http_timeout must be 1 to 3600 seconds, not {http_timeout!r}")
+            raise ValueError(f"http_timeout must be up to 3600 seconds, not {http_timeout!r}")
         if not 0 <= max_retry_time <= 3600:
             raise ValueError(f"max_retry_time must be 0 to 3600 seconds, not {max_retry_time!r}")
         self._host = _checked_host(base_url)
