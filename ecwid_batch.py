@@ -1515,7 +1515,7 @@ def _read_count(name: str, answer: Any) -> int:
 # --- A job and its journal ------------------------------------------------------------------------
 
 _INTERRUPTED = "this request was being submitted when the job was interrupted; it may have run"
-_UNKNOWN_TICKET = "that of a submission that may have arrived"
+_UNKNOWN_TICKET = "one whose submission may not have arrived"
 _FORGOTTEN = "Ecwid does not know this request's ticket any more; it may have run"
 
 
@@ -1584,13 +1584,15 @@ class _Job:
             self._journal.close()
             if self._window:
                 tickets = ", ".join(part.ticket or _UNKNOWN_TICKET for part in self._window)
-                how = "the same call goes on" if self._goes_on else "client.wait has the responses"
-                _LOG.warning("the job was left with these tickets at Ecwid: %s; %s", tickets, how)
+                how = "client.wait(ticket) has the responses"
+                if self._goes_on:
+                    how = "the same call continues the job"
+                _LOG.warning("the job was left; its batches go on at Ecwid: %s; %s", tickets, how)
 
     def _warn_if_nothing_was_submitted(self) -> None:
         if self._journal.records and not self._submitted:
             _LOG.warning(
-                "nothing was submitted: the journal %s has the tickets of all these responses "
+                "nothing was submitted, since the journal %s has all of this job "
                 "(another job needs another journal)",
                 self._journal.path,
             )
@@ -1916,7 +1918,7 @@ class _Journal:
             if value is not None and value != recorded:
                 raise ValueError(
                     f"the journal {self.path} is of another job, with the {name} {recorded!r} "
-                    f"instead of {value!r}: use another journal"
+                    f"instead of {value!r}: give what it began with, or use another journal"
                 )
         return _checked_key(self._header["key"])
 
@@ -2205,7 +2207,8 @@ def _run(args: Any, screen: _Screen) -> int:
             exit_status = _report_error(error, screen)
             ours = isinstance(error, (EcwidError, KeyboardInterrupt, _InputError, _OutputError))
             if ours and journal is not None and os.path.exists(journal):
-                screen.say("the same command goes on where this one ended")
+                mended = "mended, " if isinstance(error, _InputError) else ""
+                screen.say(f"{mended}the same command goes on where this one ended")
             return exit_status
     if journal is not None and args.journal is None:
         _remove(journal)

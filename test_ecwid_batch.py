@@ -946,7 +946,7 @@ def serve(args):
         standin = StandIn(port=args.port, latency=args.latency, token="secret_stand_in")
         standin.faults.extend(args.fault)
     except (OSError, OverflowError, ValueError) as error:
-        sys.exit(f"serve: {error}")
+        sys.exit(f"serve: port {args.port}: {error}; try --port 0 for a free one")
     standin.shop.stock(args.products)
     with standin as ecwid:
         for name, value in ecwid.environment.items():
@@ -2463,7 +2463,7 @@ class Jobs(TestCase):
                 with self.assertLogs("ecwid_batch", "WARNING") as logs:
                     with contextlib.suppress(EcwidError):
                         call(client.stream(creates(3), timeout=9))
-                self.assertIn("that of a submission that may have arrived", logs.output[0])
+                self.assertIn("one whose submission may not have arrived", logs.output[0])
 
     def test_an_error_of_the_callers_own_is_not_changed(self):
         own = BatchTimeoutError("inner", last_status=status_of(row(), total=7))
@@ -2498,9 +2498,9 @@ class Jobs(TestCase):
 
         key = {"deduplication_key": KEY}
         for leaving, options, words in (
-            (leave, {}, "client.wait has the responses"),
-            (leave, key, "the same call goes on"),
-            (break_off, {}, "client.wait has the responses"),
+            (leave, {}, "client.wait(ticket) has the responses"),
+            (leave, key, "the same call continues the job"),
+            (break_off, {}, "client.wait(ticket) has the responses"),
         ):
             with virtual() as (engine, client, clock):
                 with self.assertLogs("ecwid_batch", "WARNING") as logs:
@@ -2526,7 +2526,7 @@ class Jobs(TestCase):
             with self.assertLogs("ecwid_batch", "WARNING") as logs:
                 with self.assertRaises(KeyboardInterrupt):
                     client.run(creates(3))
-            self.assertIn("that of a submission that may have arrived", logs.output[0])
+            self.assertIn("one whose submission may not have arrived", logs.output[0])
 
     def test_the_same_call_under_the_same_key_goes_on(self):
         with virtual(latency=0.05) as (engine, client, clock):
@@ -2659,7 +2659,7 @@ class Journals(TestCase):
                 list(zip(range(15), self.stream(client, creates(15))))
                 gc.collect()  # PyPy's garbage
             for line in logs.output:
-                self.assertIn("nothing was submitted: the journal", line)
+                self.assertIn("nothing was submitted, since the journal", line)
             self.assertEqual((len(logs.output), submissions(engine)), (2, 2))
 
     def test_requests_or_options_that_differ_are_refused_and_nothing_is_submitted(self):
@@ -2909,7 +2909,9 @@ for response in stream:
         out = subprocess.run([sys.executable, "-c", code], env=CLEAN_ENV, capture_output=True)
         text = out.stderr.decode()
         self.assertIn("LookupError: a bug", text)
-        self.assertRegex(text, "with these tickets at Ecwid: 11kl.*; the same call goes on")
+        self.assertRegex(
+            text, "its batches go on at Ecwid: 11kl.*; the same call continues the job"
+        )
         self.assertNotIn("Exception ignored", text)
 
 
@@ -3263,7 +3265,7 @@ class CommandLine(OnTheCommandLine):
         code, out, err = self.call("run", source, "--batch-size", "10")
         self.assertEqual((code, len(out)), (2, 10))
         self.assertIn("line 17 is not JSON", err)
-        self.assertIn("the same command goes on where this one ended", err)
+        self.assertIn("mended, the same command goes on where this one ended", err)
         self.file("".join(lines))
         code, out, err = self.call("run", source, "--batch-size", "10")
         self.assertEqual((code, len(out), ran(self.ecwid), self.left()), (0, 30, skus(30), []))
@@ -3273,7 +3275,7 @@ class CommandLine(OnTheCommandLine):
         for number in (1, 2):
             code, out, err = self.call("run", source, "--journal", "j", "--failed", "f")
             self.assertEqual((code, len(out), self.left()), (0, 3, ["j"]))
-            self.assertEqual("nothing was submitted: the journal j has" in err, number == 2)
+            self.assertEqual("nothing was submitted, since the journal j has" in err, number == 2)
         self.assertEqual(ran(self.ecwid), skus(3))
 
     def test_standard_input_leaves_nothing_unless_it_is_named(self):
@@ -3453,7 +3455,7 @@ class Output(OnTheCommandLine):
             ("ecwid run in.jsonl > /dev/full 2> /dev/full", 5, ""),
             ("ecwid run in.jsonl >&-", 5, "standard output is closed"),
             ("ecwid run --dry-run in.jsonl > /dev/full", 5, "cannot write the output"),
-            ("ecwid run - > /dev/full < one", 5, "with these tickets at Ecwid: 11kl"),
+            ("ecwid run - > /dev/full < one", 5, "its batches go on at Ecwid: 11kl"),
             ("ecwid run - <&-", 2, "standard input is closed"),
             ("ecwid run in.jsonl 2> /dev/full", 0, ""),
             ("ecwid run in.jsonl 2>&-", 0, ""),
@@ -3465,7 +3467,7 @@ class Output(OnTheCommandLine):
                 self.assertNotIn("Exception ignored", err)
                 self.assertNotIn("Traceback", err)
                 if words.startswith("cannot write the output: "):
-                    self.assertRegex(err, "with these tickets at Ecwid: 11kl")
+                    self.assertRegex(err, "its batches go on at Ecwid: 11kl")
                     self.assertIn("the same command goes on", err)
                 self.assertEqual(out.count(b"\n"), 3 if code == 0 else 0)
         self.assertEqual(
@@ -3507,7 +3509,7 @@ class Output(OnTheCommandLine):
             err = process.communicate(timeout=60)[1].decode()
             self.assertEqual(process.returncode, code, err)
             self.assertIn(f"ecwid-batch: {word}\n", err)
-            self.assertIn("with these tickets at Ecwid: 11kl", err)
+            self.assertIn("its batches go on at Ecwid: 11kl", err)
             self.assertIn("the same command goes on where this one ended", err)
             self.assertNotIn("Traceback", err)
         process = self.start("run", source, *options)
@@ -3527,7 +3529,7 @@ class Output(OnTheCommandLine):
         process.send_signal(signal.SIGINT)
         err = process.communicate(timeout=60)[1].decode()
         self.assertEqual(process.returncode, 130)
-        self.assertRegex(err, r"at Ecwid: 11kl.*; client.wait has the responses")
+        self.assertRegex(err, r"at Ecwid: 11kl.*; client.wait\(ticket\) has the responses")
 
     def test_progress_is_one_line_with_the_failures_that_fits_the_terminal(self):
         class Terminal(io.StringIO):
@@ -3932,7 +3934,7 @@ class Readme(TestCase):
         csv = next(block for block in self.blocks("python") if "import csv" in block)
         before = len(self.ecwid.requests)
         error = self.fails(lambda: exec(csv, {}), SystemExit, "prices.csv, line 3: ValueError")
-        self.assertIn("is an id missing?", str(error))
+        self.assertIn("invalid literal for int()", str(error))
         self.assertEqual(len(self.ecwid.requests), before)
 
     def test_all_pages_of_a_search_are_read(self):
