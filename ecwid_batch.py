@@ -19,7 +19,8 @@ The promises:
   status is UNKNOWN.
 - No request runs twice: within one call, whatever the network does; across calls, kills and weeks
   with a journal; and across calls that begin within half an hour under a deduplication key of your
-  own. With stop_on_first_failure=False, though, Ecwid itself tries a 5XX up to 5 times.
+  own, and come to each batch within the hour. With stop_on_first_failure=False, though, Ecwid
+  itself tries a 5XX up to 5 times.
 - Wrong arguments raise ValueError or TypeError before anything is sent. A call that fails raises
   an EcwidError that says what failed and carries what is needed to go on.
 - The token reaches Ecwid and nobody else: no redirect is followed, and no log, message or repr
@@ -338,7 +339,7 @@ class Batch:
         group_id: str | None = None,
         _first: int | None = None,
     ) -> None:
-        """_first: the place in its job of the first request, of a batch that derives its key."""
+        """_first: the place in its job of the first request; the key is then derived from both."""
         options = _options(allow_parallel_mode, stop_on_first_failure, group_id)
         key = _checked_key(deduplication_key)
         self.requests = tuple(itertools.islice(requests, _MAX_REQUESTS + 1))
@@ -346,7 +347,7 @@ class Batch:
             raise ValueError(f"a batch needs 1 to {_MAX_REQUESTS} requests, not none")
         if len(self.requests) > _MAX_REQUESTS:
             raise ValueError(f"a batch takes up to {_MAX_REQUESTS} requests; run takes any number")
-        self.ids = _given_ids(self.requests, _first or 1)
+        self.ids = _given_ids(self.requests, 1 if _first is None else _first)
         items = [request._to_json(id) for id, request in zip(self.ids, self.requests)]
         self._json = f"[{', '.join(items)}]"
         if _first is not None:
@@ -1189,7 +1190,7 @@ class EcwidClient:
 
         An error of `requests`, or requests that differ from those of the journal, is raised after
         the responses of what was submitted. What `requests` or `on_progress` raises passes through.
-        Raises ValueError for a journal that is none, is that of another job or is in use, OSError
+        Raises ValueError for a file that is no journal, is of another job or is in use, OSError
         for one that cannot be read, EcwidError for one that cannot be written, and
         BatchTimeoutError when the timeout is over.
         """
@@ -1357,7 +1358,7 @@ class EcwidClient:
         """Return what `read` makes of the JSON that answers a call. Every call goes through here.
 
         deadline  the end of the caller's timeout, after which nothing is tried again
-        expiry    a time of time.time(), from which on a submission could run a second time
+        expiry    a time of time.time(), after which Ecwid may have forgotten a submission's key
         tickets   those that an error is to carry
 
         This is the one rule for retries. It counts seconds from the first failure, since an outage
@@ -1564,10 +1565,10 @@ class _Job:
         self._read = 0  # requests
         self._done = 0  # requests of batches that have finished
         self._window: collections.deque[_Part] = collections.deque()  # not all handed over yet
-        self._stop: str | None = None  # why nothing more is submitted
         self._submitted = False  # whether this call has submitted anything
         self.collected: list[BatchResponse] = []  # by `run`, for the error that ends the job
         self._journal = _Journal(journal, client, deduplication_key)
+        self._stop = self._journal.stopped  # why nothing more is submitted, or None
 
     def responses(self, *, read_all_first: bool) -> Generator[BatchResponse, None, None]:
         """Yield the response of every request of the job.
@@ -1658,7 +1659,7 @@ class _Job:
         """Put a batch into the window: submitted by an earlier call, or now."""
         record = part.record
         if record is not None:
-            # What lies far in the future comes of a clock that was set back: who knows how far?
+            # A record from the future means that the clock was set back: its age is not known.
             is_safe = abs(time.time() - record.time) < _KEY_LIFETIME
             if record.ticket or not is_safe:
                 part.ticket = record.ticket
@@ -1715,7 +1716,10 @@ class _Job:
             if self._on_progress is not None:
                 self._on_progress(self._progress(status))
         self._done += len(part.batch)
-        self._stop = self._stop or self._reason_to_stop(status.responses)
+        if self._stop is None:
+            self._stop = self._reason_to_stop(status.responses)
+            if self._stop is not None:
+                self._journal.add(part.number, stopped=self._stop)
         yield from status.responses[:-1]
         try:
             yield status.responses[-1]
@@ -1736,7 +1740,7 @@ class _Job:
                 yield from self._client._follow(part.ticket, part.batch, self._deadline)
                 return
             except EcwidError as error:
-                if not _is_forgotten(error):
+                if part.record is None or not _is_forgotten(error):
                     self._take_along(error)
                     raise
             doubt = _FORGOTTEN
@@ -1808,16 +1812,19 @@ class _Journal:
 
     The first line is the job. Before each submission comes a line with the number of the batch, its
     size, key and time; after it a line with the ticket, or with "refused" if Ecwid surely did not
-    take the batch. Each line is on the disk before the next step is taken. The file is created with
-    the first submission, and locked while a job uses it. Without a path nothing is recorded.
+    take the batch; and one with "stopped" if nothing more is to be submitted. Each line is on the
+    disk before the next step is taken. The file is created with the first submission, and locked
+    while a job uses it. Without a path nothing is recorded.
 
     key      that of the job
     records  the submissions of earlier calls, by the number of the batch
+    stopped  why nothing more is submitted, or None
     """
 
     def __init__(self, path: _Path | None, client: EcwidClient, key: str | None) -> None:
         self.path = None if path is None else os.fspath(path)
         self.records: dict[int, _Record] = {}
+        self.stopped: str | None = None
         self._file: IO[bytes] | None = None
         self._header: dict[str, Any] | None = None
         job = {"journal": _JOURNAL, "url": client.base_url, "store": client.store_id, "key": key}
@@ -1903,6 +1910,8 @@ class _Journal:
             self._header = {name: line[name] for name in ("journal", "url", "store", "key")}
         elif "ticket" in line:
             self.records[line["batch"]].ticket = line["ticket"]
+        elif "stopped" in line:
+            self.stopped = line["stopped"]
         elif "refused" in line:
             del self.records[line["batch"]]
         else:

@@ -2809,13 +2809,25 @@ class Journals(TestCase):
                 self.assertEqual([r.status for r in found[20:]], ["COMPLETED"] * 15)
                 self.assertEqual(ran(engine), skus(35))
 
-    def test_a_404_of_a_proxy_or_of_the_caller_does_not_make_a_ticket_forgotten(self):
-        with StandIn() as ecwid:
-            client = ecwid.client(opener=None)
-            ecwid.faults = [None, "html 404"]
-            error = self.fails(lambda: self.run_all(client, creates(5)), ApiError, "HTTP 404")
-            self.assertEqual(len(error.tickets), 1)
-            self.assertTrue(all(r.ok for r in self.run_all(client, creates(5))))
+    def test_a_404_of_a_proxy_or_just_after_the_submission_does_not_make_a_ticket_forgotten(self):
+        not_yet = {"errorMessage": "Batch not found", "errorCode": "BATCH_NOT_FOUND"}
+        for fault in ("html 404", lambda handler: handler.send(404, {}, not_yet)):
+            self.setUp()
+            with StandIn() as ecwid:
+                ecwid.faults = [None, fault]
+                error = self.fails(lambda e=ecwid: self.run_all(e.client(), creates(5)), ApiError)
+                self.assertEqual((error.http_status_code, len(error.tickets)), (404, 1))
+                self.assertTrue(all(r.ok for r in self.run_all(ecwid.client(), creates(5))))
+
+    def test_a_job_that_was_stopped_stays_so_even_if_ecwid_has_forgotten_why(self):
+        with virtual() as (engine, client, clock):
+            engine.script = fails_at(13)
+            self.run_all(client, creates(40))
+            engine.jobs.clear()
+            clock.now += 7 * DAY
+            states = [r.status for r in self.run_all(client, creates(40))]
+            self.assertEqual(states, ["UNKNOWN"] * 20 + ["NOT_EXECUTED"] * 20)
+            self.assertEqual(ran(engine), skus(14))
 
     def test_a_submission_that_ecwid_surely_did_not_take_leaves_no_doubt(self):
         unreachable = urllib.error.URLError(OSError(101, "Network is unreachable"))
