@@ -3526,8 +3526,8 @@ class Output(OnTheCommandLine):
             self.assertIn("the same command goes on where this one ended", err)
             self.assertNotIn("Traceback", err)
         process = self.start("run", source, *options)
-        out, err = process.communicate(timeout=60)
-        self.assertEqual((process.returncode, len(out.splitlines()), err), (0, 60, b""))
+        out, _ = process.communicate(timeout=60)  # it may say that there was nothing left to submit
+        self.assertEqual((process.returncode, len(out.splitlines())), (0, 60))
         self.assertEqual((ran(self.ecwid), self.left()), (skus(60), []))
 
     def test_without_a_journal_an_interruption_says_where_the_responses_are(self):
