@@ -1901,7 +1901,7 @@ class _Journal:
         for number, line in enumerate(lines, 1):
             try:
                 self._add(json.loads(line))
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, RecursionError):
                 raise ValueError(f"{self.path} is not a journal: see its line {number}") from None
 
     def _add(self, line: dict[str, Any]) -> None:

@@ -2711,6 +2711,7 @@ class Journals(TestCase):
             (b'{"journal": "ecwid_batch 9"}\n', "see its line 1"),
             (header.replace(b"batch 1", b"batch 9") + record, "with the journal 'ecwid_batch 9'"),
             (header + b"[]\n", "see its line 2"),
+            (header + b"[" * 100_000 + b"\n", "see its line 2"),
             (header + b'{"batch": 1}\n', "see its line 2"),
             (header + b'{"batch": 1, "ticket": "T"}\n', "see its line 2"),
             (header + b"\xff\n", "see its line 2"),
