@@ -695,11 +695,11 @@ def _read_response(
 def _outcome(status: object, code: int | None) -> tuple[str, str | None]:
     """Return the status of a row that can be believed, and why it is in doubt if it is UNKNOWN."""
     success = code is not None and 200 <= code < 300
-    if status == "COMPLETED" and code is None:
-        return "UNKNOWN", "Ecwid says COMPLETED without a code: it ran, or it was cancelled"
-    if status == "COMPLETED" and not success:
-        return "FAILED", None
     if status == "COMPLETED":
+        if code is None:
+            return "UNKNOWN", "Ecwid says COMPLETED without a code: it ran, or it was cancelled"
+        if not success:
+            return "FAILED", None
         return "COMPLETED", None
     if status not in ("FAILED", "NOT_EXECUTED"):
         return "UNKNOWN", _UNREADABLE
@@ -823,16 +823,12 @@ class BatchFailedError(EcwidError):
 
 
 def _failure_text(status: BatchStatus) -> str:
-    unknown = sum(response.status == "UNKNOWN" for response in status.failed)
-    counts = {
-        "failed": len(status.failed) - unknown,
-        "unknown": unknown,
-        "did not run": len(status.not_executed),
-        "without a response": status.total_requests - len(status.responses),
-    }
-    words = [f"{count:,} {name}" for name, count in counts.items() if count > 0]
-    text = f"of {_count(status.total_requests, 'request')}, {', '.join(words)}"
     unsuccessful = status.failed + status.not_executed
+    words = _outcomes(collections.Counter(response.status for response in unsuccessful))
+    missing = status.total_requests - len(status.responses)
+    if missing > 0:
+        words.append(f"{missing:,} without a response")
+    text = f"of {_count(status.total_requests, 'request')}, {', '.join(words)}"
     if not unsuccessful:
         return text
     first = unsuccessful[0]
@@ -840,6 +836,17 @@ def _failure_text(status: BatchStatus) -> str:
     if first._request is not None:
         name += f" ({first.request.method} {first.request.path})"
     return f"{text}; the first: {name}: {first.error_message}"
+
+
+def _outcomes(counts: collections.Counter[str]) -> list[str]:
+    """Return how many responses have each status, in words."""
+    words = {
+        "COMPLETED": "succeeded",
+        "FAILED": "failed",
+        "UNKNOWN": "unknown",
+        "NOT_EXECUTED": "did not run",
+    }
+    return [f"{counts[status]:,} {word}" for status, word in words.items() if counts[status]]
 
 
 def _invalid(message: str) -> InvalidResponseError:
@@ -1378,6 +1385,7 @@ class EcwidClient:
             give_up = min(give_up, time.monotonic() + self.max_retry_time)
             error.uncertain = uncertain = uncertain or error.uncertain
             error.args = (f"{name}: {error.args[0]}",)  # here all is known
+            error.tickets = tickets
             left = deadline.left()
             if error.temporary and left <= 0:
                 reason = f"; the last try: {error.args[0]}"
@@ -1386,7 +1394,6 @@ class EcwidClient:
             if not error.temporary or pause > min(give_up - time.monotonic(), left):
                 if tries > 1:
                     error.args = (f"{error.args[0]}; gave up after {tries} tries",)
-                error.tickets = tickets
                 raise error
             _LOG.warning("%s; trying again in %.1f s", error.args[0], pause)
             time.sleep(pause)
@@ -1832,11 +1839,12 @@ class _Journal:
             if self.path is not None and os.path.exists(self.path):
                 self._file = self._open_locked(self.path, "r+b")
                 self._read(self._file)
+            if not self.records:  # all was refused: begin anew
+                self._header = None
             self.key = self._key_of(job)
-            if self._file is not None and not self.records:  # all was refused: begin anew
+            if self._file is not None and self._header is None:
                 self._file.truncate(0)
                 self._file.seek(0)
-                self._header = None
         except BaseException:
             self.close()
             raise
@@ -1920,7 +1928,7 @@ class _Journal:
 
     def _key_of(self, job: dict[str, Any]) -> str:
         """Return the job's key. Raises ValueError if the file is the journal of another job."""
-        if self._header is None or not self.records:
+        if self._header is None:
             return _checked_key(job["key"])
         for name, value in job.items():
             recorded = self._header[name]
@@ -2017,9 +2025,7 @@ class _Screen(logging.Handler):
         width = 80
         with contextlib.suppress(OSError, ValueError):
             width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        rows = (
-            max(0, len(self._drawn) - 1) // width
-        )  # below the first, since the window became narrower
+        rows = max(0, len(self._drawn) - 1) // width  # not 0 if the window became narrower
         back = f"\x1b[{rows}A\r\x1b[J" if rows else "\r"
         blank = " " * min(len(self._drawn), width - 1)  # for terminals without control sequences
         self._drawn = text[: width - 1]
@@ -2122,7 +2128,7 @@ class _Report:
         self._screen = screen
         self._source = source
         self._failures = failures
-        self._counts = {"COMPLETED": 0, "FAILED": 0, "UNKNOWN": 0, "NOT_EXECUTED": 0}
+        self._counts: collections.Counter[str] = collections.Counter()
         self._doubts = 0  # that may have run, and cannot be repeated without a look at the shop
         self._begun = time.monotonic()
 
@@ -2185,8 +2191,7 @@ class _Report:
 
     def end(self, failed: str | None) -> None:
         """Say what has become of the requests."""
-        names = ("succeeded", "failed", "unknown", "did not run")
-        counts = [f"{n:,} {name}" for n, name in zip(self._counts.values(), names) if n]
+        counts = _outcomes(self._counts)
         total = _count(sum(self._counts.values()), "request")
         seconds = time.monotonic() - self._begun
         if not self._screen.quiet:
@@ -2202,7 +2207,7 @@ class _Report:
 
 
 def _run(args: Any, screen: _Screen) -> int:
-    client = _client(args, max_retry_time=120.0)
+    client = _client(args)
     journal, failed = _places(args)
     with _open_input(args.file) as file, tempfile.SpooledTemporaryFile(_MAX_IN_MEMORY) as failures:
         source = _Input(file, args.batch_size)
@@ -2286,12 +2291,12 @@ def _cancel(args: Any, screen: _Screen) -> int:
     return 0
 
 
-def _client(args: Any, *, max_retry_time: float) -> EcwidClient:
+def _client(args: Any, **options: Any) -> EcwidClient:
     token = None
     if args.token_file is not None:
         with open(args.token_file, encoding="ascii", errors="replace") as file:
             token = file.read(65536).strip()
-    return EcwidClient(token=token, base_url=args.base_url, max_retry_time=max_retry_time)
+    return EcwidClient(token=token, base_url=args.base_url, **options)
 
 
 def _open_input(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:

@@ -165,9 +165,7 @@ class Collection(dict):
                 found = [item for item in found if written(item.get(field)) in wanted]
             elif name in self.TIMES:
                 sign, moment = 1 if name.endswith("From") else -1, timestamp(name, text)
-                field = f"{name[:6]}Timestamp".replace(
-                    "dT", "T"
-                )  # createTimestamp, updateTimestamp
+                field = f"{name[:6]}Timestamp"  # createTimestamp, updateTimestamp
                 found = [item for item in found if sign * (item.get(field, 0) - moment) >= 0]
             elif name == "category":
                 found = [i for i in found if text in map(str, i.get("categoryIds", ()))]
@@ -2586,9 +2584,8 @@ with virtual() as (engine, client, clock):
             )
             self.assertEqual(out.stderr, b"")
             peaks.append(int(out.stdout))
-        self.assertLess(
-            peaks[1] - peaks[0], 3000
-        )  # KiB; kept, the rest would take three times that
+        # In KiB. If the responses were kept, they would take three times that.
+        self.assertLess(peaks[1] - peaks[0], 3000)
 
 
 # --- Tests: the journal ---------------------------------------------------------------------------
@@ -3199,9 +3196,8 @@ class CommandLine(OnTheCommandLine):
     def test_options_reach_ecwid(self):
         options = ("--batch-size", "2", "--parallel", "--continue-on-failure", "--group", "night")
         get = '{"method": "GET", "path": "/profile", "id": "%s"}\n'
-        source = self.file(
-            get % "a" + get % "b" + get % "a"
-        )  # an id may come again in another batch
+        # An id may come again in another batch.
+        source = self.file(get % "a" + get % "b" + get % "a")
         code, out, _ = self.call("run", source, *options)
         queries = [query for method, _, query in self.ecwid.requests if method == "POST"]
         self.assertEqual((code, len(out), len(queries)), (0, 3, 2))
@@ -3484,9 +3480,8 @@ class Output(OnTheCommandLine):
                     self.assertRegex(err, "its batches go on at Ecwid: 11kl")
                     self.assertIn("the same command goes on", err)
                 self.assertEqual(out.count(b"\n"), 3 if code == 0 else 0)
-        self.assertEqual(
-            (len(self.ecwid.jobs), self.left()), (3, ["one"])
-        )  # the first job and the last
+        # The first line's batch, resumed until it ended; standard input's; and the last line's.
+        self.assertEqual((len(self.ecwid.jobs), self.left()), (3, ["one"]))
 
     def test_a_disk_that_is_full_under_the_failures_is_exit_5_and_the_job_goes_on(self):
         self.ecwid.script = lambda call: (400, {"errorMessage": "no"})
