@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: MIT
+# Copyright (c) 2026 the ecwid_batch authors. One file of the project ecwid_batch, to be vendored.
 """Run batches of Ecwid REST calls: nothing is lost, and nothing runs twice.
 
     from ecwid_batch import BatchRequest, EcwidClient
@@ -19,8 +21,7 @@ The promises:
   status is UNKNOWN.
 - No request runs twice: within one call, whatever the network does; across calls, kills and weeks
   with a journal; and across calls that begin within half an hour under a deduplication key of your
-  own, and come to each batch within the hour. With stop_on_first_failure=False, though, Ecwid
-  itself tries a 5XX up to 5 times.
+  own. With stop_on_first_failure=False, though, Ecwid itself tries a 5XX up to 5 times.
 - Wrong arguments raise ValueError or TypeError before anything is sent. A call that fails raises
   an EcwidError that says what failed and carries what is needed to go on.
 - The token reaches Ecwid and nobody else: no redirect is followed, and no log, message or repr
@@ -37,6 +38,7 @@ import contextlib
 import dataclasses
 import datetime
 import email.utils
+import errno
 import functools
 import gzip
 import http.client
@@ -48,10 +50,9 @@ import math
 import os
 import random
 import re
-import shutil
 import ssl
+import stat
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -66,6 +67,9 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
+
+if sys.version_info < (3, 8):  # noqa: UP036
+    raise ImportError("ecwid_batch needs Python 3.8 or later")
 
 __version__ = "1.0.0"
 
@@ -109,6 +113,15 @@ def _text(name: str, value: object) -> str:
     return str.__str__(value)
 
 
+def _check_type(name: str, value: object, kind: type) -> None:
+    if isinstance(value, kind):
+        return
+    found = type(value).__name__
+    if found == kind.__name__:
+        found += f" of a second copy of the module, {type(value).__module__}"
+    raise TypeError(f"{name} must be a {kind.__name__}, not {found}")
+
+
 def _one_line(text: str, limit: int = 300) -> str:
     """Return text from outside as one short line that is safe in a terminal, a log and UTF-8."""
     if text.isprintable() and len(text) <= limit:
@@ -139,11 +152,28 @@ def _json_default(value: object) -> object:
 _encode = json.JSONEncoder(allow_nan=False, default=_json_default).encode
 
 
-class _SentBody:
-    """The field `body` of a request: kept as the JSON text that is sent, read back from it.
+def _check_keys(value: object) -> None:
+    """Raise ValueError if an object would have one name twice in JSON, as {1: ..., "1": ...}."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _check_keys(item)
+    elif isinstance(value, dict):
+        if not all(type(name) is str for name in value):
+            names = json.loads(_encode(dict.fromkeys(value)))
+            if len(names) < len(value):
+                raise ValueError("two keys of the body are the same in JSON, such as 1 and '1'")
+        for item in value.values():
+            if isinstance(item, (dict, list, tuple)):
+                _check_keys(item)
 
-    The text is in the request's `__dict__`, under the name "body". This class has `__set__`, so
-    Python asks it first.
+
+class _SentBody:
+    """The field `body` of a request: kept as the JSON text that is sent, and read back from it.
+
+    A descriptor with `__set__` comes before the instance's `__dict__`, so the text can lie there,
+    under the field's own name. The constructor of the dataclass sets the field once. After that
+    the frozen dataclass refuses `request.body = ...`. Copies and pickles take the text along, and
+    dataclasses.replace reads the parsed body and writes it again.
     """
 
     def __get__(self, request: BatchRequest | None, owner: object = None) -> Any:
@@ -152,7 +182,11 @@ class _SentBody:
         return json.loads(vars(request)["body"])
 
     def __set__(self, request: BatchRequest, body: object) -> None:
-        vars(request)["body"] = _encode(body)
+        try:
+            vars(request)["body"] = _encode(body)
+            _check_keys(body)
+        except RecursionError:
+            raise ValueError("the body is nested too deeply") from None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -307,6 +341,32 @@ def _param_text(name: object, value: object) -> str:
     raise TypeError(f"parameter {name} must be text, a number, a bool or a list, not {kind}")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """How Ecwid is to run the requests of a batch."""
+
+    allow_parallel_mode: bool
+    stop_on_first_failure: bool
+    group_id: str | None
+
+    def __post_init__(self) -> None:
+        for value in (self.allow_parallel_mode, self.stop_on_first_failure):
+            if not isinstance(value, bool):
+                names = "allow_parallel_mode and stop_on_first_failure"
+                raise TypeError(f"{names} must be True or False, not {value!r}")
+        if self.group_id is not None:
+            vars(self)["group_id"] = _text("group_id", self.group_id)
+
+    def query(self) -> dict[str, str]:
+        query = {
+            "allowParallelMode": _encode(self.allow_parallel_mode),
+            "stopOnFirstFailure": _encode(self.stop_on_first_failure),
+        }
+        if self.group_id is not None:
+            query["groupId"] = self.group_id
+        return query
+
+
 class Batch:
     """1 to 500 requests, and how Ecwid is to run them.
 
@@ -337,23 +397,18 @@ class Batch:
         stop_on_first_failure: bool = True,
         deduplication_key: str | None = None,
         group_id: str | None = None,
-        _first: int | None = None,
     ) -> None:
-        """_first: the place in its job of the first request; the key is then derived from both."""
-        options = _options(allow_parallel_mode, stop_on_first_failure, group_id)
-        key = _checked_key(deduplication_key)
+        options = _Options(allow_parallel_mode, stop_on_first_failure, group_id)
+        self.deduplication_key = _checked_key(deduplication_key)
+        self.query = {**options.query(), "deduplicationKey": self.deduplication_key}
         self.requests = tuple(itertools.islice(requests, _MAX_REQUESTS + 1))
         if not self.requests:
             raise ValueError(f"a batch needs 1 to {_MAX_REQUESTS} requests, not none")
         if len(self.requests) > _MAX_REQUESTS:
             raise ValueError(f"a batch takes up to {_MAX_REQUESTS} requests; run takes any number")
-        self.ids = _given_ids(self.requests, 1 if _first is None else _first)
-        items = [request._to_json(id) for id, request in zip(self.ids, self.requests)]
-        self._json = f"[{', '.join(items)}]"
-        if _first is not None:
-            key = str(uuid.uuid5(uuid.UUID(key), f"{_first} {_encode(options)} {self._json}"))
-        self.deduplication_key = key
-        self.query = {**options, "deduplicationKey": key}
+        self.ids = _given_ids(self.requests, 1)
+        self._json = _json_array(self.requests, self.ids)
+        self._key_end = 0.0  # of time.time(), as long as Ecwid surely remembers a submission
 
     @classmethod
     def from_json(
@@ -396,19 +451,24 @@ class Batch:
         return f"<Batch of {len(self):,}: {first.method} {first.path[:60]} ...>"
 
 
-def _options(
-    allow_parallel_mode: bool, stop_on_first_failure: bool, group_id: str | None
-) -> dict[str, str]:
-    """Return the options of a batch as they are sent."""
-    modes = {"allowParallelMode": allow_parallel_mode, "stopOnFirstFailure": stop_on_first_failure}
-    for value in modes.values():
-        if not isinstance(value, bool):
-            names = "allow_parallel_mode and stop_on_first_failure"
-            raise TypeError(f"{names} must be True or False, not {value!r}")
-    query = {name: _encode(value) for name, value in modes.items()}
-    if group_id is not None:
-        query["groupId"] = _text("group_id", group_id)
-    return query
+class _BatchOfJob(Batch):
+    """A batch of a job: its ids are places in the job, its key is derived from that of the job."""
+
+    def __init__(
+        self, requests: tuple[BatchRequest, ...], first: int, options: _Options, key: str
+    ) -> None:
+        """first: the place in the job of the first request; key: that of the job."""
+        self.requests = requests
+        self.ids = _given_ids(requests, first)
+        self._json = _json_array(requests, self.ids)
+        name = f"{first} {_encode(options.query())} {self._json}"
+        self.deduplication_key = str(uuid.uuid5(uuid.UUID(key), name))
+        self.query = {**options.query(), "deduplicationKey": self.deduplication_key}
+
+
+def _json_array(requests: tuple[BatchRequest, ...], ids: tuple[str, ...]) -> str:
+    items = [request._to_json(id) for id, request in zip(ids, requests)]
+    return f"[{', '.join(items)}]"
 
 
 def _checked_key(key: str | None) -> str:
@@ -429,9 +489,7 @@ def _given_ids(requests: tuple[BatchRequest, ...], first: int) -> tuple[str, ...
     """Return the id of each request: its own, or its place in the job, counted from `first`."""
     places: dict[str, int] = {}
     for place, request in enumerate(requests, first):
-        if not isinstance(request, BatchRequest):
-            kind = type(request).__name__
-            raise TypeError(f"request {place:,} must be a BatchRequest, not {kind}")
+        _check_type(f"request {place:,}", request, BatchRequest)
         id = request.id or f"{place:06d}"
         if id in places:
             raise ValueError(
@@ -461,7 +519,10 @@ def _parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text of the user. Raises ValueError for what JSON is not."""
     if isinstance(text, bytes):
         text = text.decode("utf-8-sig")
-    return json.loads(text, parse_constant=_refuse_constant)
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 # --- Responses and statuses -----------------------------------------------------------------------
@@ -478,7 +539,7 @@ _DEFAULT_MESSAGES = {
 class BatchResponse:
     """The outcome of one request.
 
-    id                that of the request
+    id                that of the request; after `wait` without a batch what Ecwid sends, or ""
     status            "COMPLETED"; "FAILED" (the call was answered with an error); "NOT_EXECUTED"
                       (the request did not run); or "UNKNOWN" (nobody can tell whether it ran)
     http_status_code  of the answer to the call, or None
@@ -552,6 +613,7 @@ class BatchStatus:
     total_requests: int
     completed_requests: int
     responses: tuple[BatchResponse, ...] = ()
+    _store: int | None = dataclasses.field(default=None, compare=False)  # for messages
 
     @classmethod
     def from_dict(cls, answer: dict[str, Any]) -> BatchStatus:
@@ -559,7 +621,7 @@ class BatchStatus:
 
         Raises InvalidResponseError if it is not what the API promises.
         """
-        return _read_status(answer, None, None, _one_line)
+        return _read_status(answer, BatchStatus(None, "QUEUED", 0, 0), None, _one_line)
 
     @property
     def done(self) -> bool:
@@ -600,7 +662,10 @@ class BatchStatus:
         return iter(self.responses)
 
     def __repr__(self) -> str:
-        return f"<BatchStatus {self.status} {self.completed_requests:,}/{self.total_requests:,}>"
+        counts = collections.Counter(response.status for response in self.responses)
+        del counts["COMPLETED"]
+        done = f"{self.status} {self.completed_requests:,}/{self.total_requests:,}"
+        return f"<BatchStatus {', '.join([done, *_outcomes(counts)])}>"
 
 
 def _may_have_run(http_status: int | None) -> bool:
@@ -624,8 +689,15 @@ def _field(data: Any, name: str, kind: type[_T]) -> _T | None:
     return None
 
 
-def _read_progress(answer: Any, ticket: str | None) -> BatchStatus:
+def _http_code(data: Any, name: str) -> int | None:
+    code = _field(data, name, int)
+    return code if code is not None and 100 <= code <= 999 else None
+
+
+def _read_progress(answer: Any, before: BatchStatus) -> BatchStatus:
     """Return the status that an answer describes, without responses.
+
+    before  what was known before, which has the ticket and the store
 
     Raises InvalidResponseError if the answer is no status.
     """
@@ -634,51 +706,57 @@ def _read_progress(answer: Any, ticket: str | None) -> BatchStatus:
     completed = _field(answer, "completedRequests", int)
     if status not in _STATUSES or total is None or completed is None:
         raise _invalid("a batch status must have status, totalRequests and completedRequests")
-    return BatchStatus(ticket, status, total, completed)
+    if not (0 <= total <= _MAX_REQUESTS and 0 <= completed <= _MAX_REQUESTS):
+        raise _invalid(f"totalRequests and completedRequests must be 0 to {_MAX_REQUESTS}")
+    return BatchStatus(before.ticket, status, total, completed, (), before._store)
 
 
 def _read_status(
-    answer: Any, ticket: str | None, batch: Batch | None, clean: _Clean
+    answer: Any, before: BatchStatus, batch: Batch | None, clean: _Clean
 ) -> BatchStatus:
     """Return the status that an answer describes, with its responses.
 
-    batch  that of the ticket: each of its requests then gets one response, in their order
+    batch  that of the ticket: once it has finished, each of its requests gets one response, in
+           their order. Without it the responses are the rows that Ecwid sends
 
     Raises InvalidResponseError if the answer is no status, or that of another batch.
     """
-    status = _read_progress(answer, ticket)
-    rows = _rows_by_id(_field(answer, "responses", list) or [])
-    requests: dict[str, BatchRequest | None] = dict.fromkeys(rows)
-    if batch is not None:
-        if status.total_requests != len(batch):
-            raise InvalidResponseError(
-                f"the ticket belongs to another batch, of {status.total_requests:,} requests "
-                f"instead of {len(batch):,}; was the deduplication key used before?"
-            )
-        requests = dict(zip(batch.ids, batch.requests))
-    responses = tuple(
-        _read_response(rows.get(id) or {}, id, request, clean) for id, request in requests.items()
-    )
-    return dataclasses.replace(status, responses=responses)
-
-
-def _rows_by_id(rows: list[Any]) -> dict[str, dict[str, Any]]:
-    """Return the rows that have an id; an empty one in place of two for the same id."""
-    found: dict[str, dict[str, Any]] = {}
+    status = _read_progress(answer, before)
+    rows = answer.get("responses")
+    if rows is None:
+        rows = []
+    if not isinstance(rows, list):
+        raise _invalid("the responses of a batch must be an array")
+    if batch is None:
+        responses = [_read_response(row, clean(_row_id(row)), None, clean) for row in rows]
+        return dataclasses.replace(status, responses=tuple(responses))
+    if status.total_requests != len(batch):
+        raise InvalidResponseError(
+            f"the ticket belongs to another batch, of {status.total_requests:,} requests "
+            f"instead of {len(batch):,}; was the deduplication key used before?"
+        )
+    if not status.done:
+        return status
+    by_id: dict[str, Any] = {}
     for row in rows:
-        id = _field(row, "id", str)
-        if id in found:
-            found[id] = {}
-        elif id is not None:
-            found[id] = row
-    return found
+        id = _row_id(row)
+        by_id[id] = None if id in by_id else row  # two for one id: neither can be believed
+    responses = [
+        _read_response(by_id.get(id), id, request, clean)
+        for id, request in zip(batch.ids, batch.requests)
+    ]
+    return dataclasses.replace(status, responses=tuple(responses))
 
 
-def _read_response(
-    row: dict[str, Any], id: str, request: BatchRequest | None, clean: _Clean
-) -> BatchResponse:
+def _row_id(row: Any) -> str:
+    return _field(row, "id", str) or ""
+
+
+def _read_response(row: Any, id: str, request: BatchRequest | None, clean: _Clean) -> BatchResponse:
+    if not isinstance(row, dict):
+        return BatchResponse(id, "UNKNOWN", error_message=_UNREADABLE, _request=request)
     # httpCode, and error_message below, are in examples of the older reference; 0 is no code.
-    code = _field(row, "httpStatusCode", int) or _field(row, "httpCode", int) or None
+    code = _http_code(row, "httpStatusCode") or _http_code(row, "httpCode")
     line = _field(row, "httpStatusLine", str)
     if line is not None:
         line = clean(line)
@@ -688,8 +766,16 @@ def _read_response(
     if status == "COMPLETED":
         return BatchResponse(id, status, code, line, body, None, None, request)
     message, error_code = _error_fields(body, clean)
-    message = doubt or message or line or _DEFAULT_MESSAGES[status]
+    message = doubt or message or line
+    if message is None and code is not None:
+        message = _code_in_words(code)
+    message = message or _DEFAULT_MESSAGES[status]
     return BatchResponse(id, status, code, line, body, message, error_code, request)
+
+
+def _code_in_words(code: int) -> str:
+    """Return an HTTP status with its name, such as "HTTP 404 Not Found"."""
+    return f"HTTP {code} {http.client.responses.get(code, '')}".rstrip()
 
 
 def _outcome(status: object, code: int | None) -> tuple[str, str | None]:
@@ -829,6 +915,8 @@ def _failure_text(status: BatchStatus) -> str:
     if missing > 0:
         words.append(f"{missing:,} without a response")
     text = f"of {_count(status.total_requests, 'request')}, {', '.join(words)}"
+    if status._store is not None:
+        text = f"store {status._store}: {text}"
     if not unsuccessful:
         return text
     first = unsuccessful[0]
@@ -857,6 +945,8 @@ def _invalid(message: str) -> InvalidResponseError:
 # --- One exchange ---------------------------------------------------------------------------------
 
 _MAX_ANSWER = 256 * 1024 * 1024  # bytes, decompressed
+_MAX_ERROR = 1024 * 1024  # bytes of an error's body that are read
+_BLOCK = 65536  # bytes of an answer that are read at a time
 _RATE_LIMIT_PAUSE = 10.0  # seconds after a 429 without Retry-After, as in the official client
 
 _ADVICE = {
@@ -864,7 +954,35 @@ _ADVICE = {
     402: "check the plan of the store",
     403: "check the token, and that it has the access scopes of all requests in the batch",
     404: "check the store id, the ticket and the base URL",
+    413: "use a smaller batch_size; with the same journal the job goes on",
 }
+
+
+class _Body(bytes):
+    """The body of a request: bytes for a caller's own opener, and a file for http.client.
+
+    http.client sends a file in blocks, so `http_timeout` is the time for a block, not for all. No
+    block goes out after the end of the key: a submission must not arrive when Ecwid has forgotten
+    it.
+    """
+
+    def __new__(cls, data: bytes, key_end: float) -> _Body:
+        body = super().__new__(cls, data)
+        body._file = io.BytesIO(data)
+        body._key_end = key_end
+        return body
+
+    _file: io.BytesIO
+    _key_end: float
+
+    def read(self, size: int) -> bytes:
+        block = self._file.read(size)
+        if block and time.time() >= self._key_end:
+            raise TimeoutError("not sent in the hour for which Ecwid remembers the key")
+        return block
+
+
+_UNSENT = (urllib.error.URLError, http.client.InvalidURL, ValueError)
 
 
 @dataclasses.dataclass
@@ -873,73 +991,85 @@ class _Answer:
 
     status: int
     headers: Any
-    body: bytes
+    body: bytes | bytearray
 
 
 def _exchange(
-    opener: urllib.request.OpenerDirector,
+    own_opener: urllib.request.OpenerDirector | None,
     request: urllib.request.Request,
     timeout: float,
     clean: _Clean,
 ) -> _Answer:
     """Send a request and return its answer.
 
-    timeout  seconds for each wait for the network, and for the reading of the answer as a whole
+    own_opener  the caller's own, or None
+    timeout     seconds for each wait for the network
 
     Raises TransportError if there is no usable answer, InvalidResponseError if it is too large.
+    The error is certain only if the request was not sent. urllib raises URLError for what fails
+    before all of it is sent, and http.client InvalidURL or a ValueError for an address that is
+    none. A caller's own opener may raise them for the second leg of a redirect that it followed.
     """
-    origin = request.host
+    host = request.host
+    may_be_sent = own_opener is not None
     try:
+        opener = own_opener or _opener_for(urllib.parse.urlsplit(request.full_url).hostname or "")
         try:
             response: Any = opener.open(request, timeout=timeout)
         except urllib.error.HTTPError as error:  # so a caller's opener gives an error answer
             response = error
+        may_be_sent = True
         with response:
             return _Answer(response.code, response.headers, _read_body(response, timeout))
     except (OSError, http.client.HTTPException, ValueError, EOFError, zlib.error) as error:
-        proxy = None if request.host == origin else request.host
-        raise _transport_error(error, proxy, clean) from None  # a cause could quote the token
+        may_be_sent = may_be_sent or not isinstance(error, _UNSENT)
+        proxy = None if request.host == host else request.host
+        raise _transport_error(error, may_be_sent, proxy, clean) from None  # it could show a token
 
 
-def _read_body(response: Any, timeout: float) -> bytes:
+def _read_body(response: Any, timeout: float) -> bytes | bytearray:
+    is_error = not 200 <= response.code < 300
+    limit = _MAX_ERROR if is_error else _MAX_ANSWER
     try:
-        body = _received(response, time.monotonic() + timeout)
-        if response.headers.get("Content-Encoding", "").lower() in ("gzip", "x-gzip"):
+        body = _read_blocks(response.read1, limit, timeout)  # read() waits for a whole block
+        if response.headers.get("Content-Encoding", "").strip().lower() in ("gzip", "x-gzip"):
             with gzip.GzipFile(fileobj=io.BytesIO(body)) as unzipped:
-                body = unzipped.read(_MAX_ANSWER + 1)
+                body = _read_blocks(unzipped.read, limit, math.inf)
     except (OSError, http.client.HTTPException, EOFError, zlib.error):
-        if 200 <= response.code < 300:
-            raise
-        return b""  # the status and Retry-After of an error count all the same
-    if len(body) > _MAX_ANSWER:
-        message = f"the answer is larger than {_MAX_ANSWER:,} bytes; use a smaller batch_size"
+        if is_error:
+            return b""  # its status and Retry-After count all the same
+        raise
+    if len(body) > limit and not is_error:
+        message = (
+            f"the answer is larger than {limit:,} bytes; use a smaller batch_size in a new job"
+        )
         raise InvalidResponseError(message, uncertain=True)
     return body
 
 
-def _received(response: Any, deadline: float) -> bytes:
-    """Return the bytes of an answer, at most one more than is allowed.
+def _read_blocks(read: Callable[[int], bytes], limit: int, timeout: float) -> bytearray:
+    """Return what `read` gives, up to a block more than `limit` bytes.
 
-    An answer that was cut off needs no check: it is not JSON.
+    Raises TimeoutError after `timeout` seconds and a second more for every 8 KiB that have come:
+    what trickles is cut off, what flows is not. An answer that was cut off needs no check, since it
+    is not JSON.
     """
+    begun = time.monotonic()
     body = bytearray()
-    while len(body) <= _MAX_ANSWER:
-        chunk = response.read1(65536)  # read() would wait for all of a slow chunk
-        if not chunk:
+    while len(body) <= limit:
+        block = read(_BLOCK)
+        if not block:
             break
-        body += chunk
-        if time.monotonic() > deadline:
+        body += block
+        if time.monotonic() - begun > timeout + len(body) / 8192:
             raise TimeoutError("timed out while the answer was read")
-    return bytes(body)
+    return body
 
 
-def _transport_error(error: Exception, proxy: str | None, clean: _Clean) -> TransportError:
-    """Return the TransportError for what was raised during an exchange.
-
-    urllib raises URLError for what fails before the request is completely sent, and http.client
-    InvalidURL or a ValueError for an address that is none: then nothing can have run.
-    """
-    unsent = isinstance(error, (urllib.error.URLError, http.client.InvalidURL, ValueError))
+def _transport_error(
+    error: Exception, may_be_sent: bool, proxy: str | None, clean: _Clean
+) -> TransportError:
+    """Return the TransportError for what was raised during an exchange."""
     cause: object = error
     if isinstance(error, urllib.error.URLError):
         cause = error.reason
@@ -947,16 +1077,15 @@ def _transport_error(error: Exception, proxy: str | None, clean: _Clean) -> Tran
     message = re.sub(r"[^\s/]+@", "***@", clean(text))  # the user and password of a proxy
     if proxy is not None:
         message += f"; check the proxy {clean(proxy)}"
-    elif unsent:
+    elif not may_be_sent:
         message += "; check the network and base_url"
     bundle = os.environ.get("SSL_CERT_FILE")
     if bundle and not os.path.exists(bundle):
         message += f"; SSL_CERT_FILE names {bundle}, which does not exist"
     elif isinstance(cause, ssl.SSLCertVerificationError):
         message += "; check SSL_CERT_FILE and the clock of this host"
-    if not unsent:
-        return TransportError(message, temporary=True, uncertain=True)
-    return TransportError(message, temporary=_may_pass(cause))
+    temporary = _may_pass(cause) if isinstance(error, _UNSENT) else True
+    return TransportError(message, temporary=temporary, uncertain=may_be_sent)
 
 
 def _may_pass(cause: object) -> bool:
@@ -977,20 +1106,24 @@ def _is_temporary(http_status: int) -> bool:
 def _error_of(answer: _Answer, clean: _Clean) -> EcwidError:
     """Return the error for an answer whose HTTP status is not 2XX."""
     status = answer.status
-    if status < 400:
-        return TransportError(f"HTTP {status}: no redirect is followed; check base_url")
+    if status < 200:
+        words = f"HTTP {status}: an interim answer, and no other"
+        return TransportError(words, temporary=True, uncertain=True)
+    if status < 400:  # 303 says that the call was taken, and to look elsewhere
+        words = f"HTTP {status}: no redirect is followed; check base_url"
+        return TransportError(words, uncertain=status == 303)
     body = _json_or_text(answer.body.decode("utf-8", "replace"))
     message, code = _error_fields(body, clean)
     reason = message or http.client.responses.get(status)
     pause = _retry_after(answer.headers)
     if status == 429 and pause is None:
         pause = _RATE_LIMIT_PAUSE
-    words = [f"HTTP {status}", code, reason, _ADVICE.get(status)]
+    parts = [f"HTTP {status}", code, reason, _ADVICE.get(status)]
     if pause is not None:
-        words.append(f"retry after {pause:g} s")
+        parts.append(f"retry after {pause:g} s")
     kind = RateLimitError if status == 429 else ApiError
     return kind(
-        "; ".join(word for word in words if word),
+        "; ".join(part for part in parts if part),
         http_status_code=status,
         error_code=code,
         error_message=message,
@@ -1007,6 +1140,8 @@ def _retry_after(headers: Any) -> float | None:
         return float(text)
     try:
         date = email.utils.parsedate_to_datetime(text)
+        if date.tzinfo is None:  # the old form of asctime, which is UTC, too
+            date = date.replace(tzinfo=datetime.timezone.utc)
         return max(0.0, date.timestamp() - time.time())
     except (TypeError, ValueError, IndexError, OverflowError):  # which one, depends on the Python
         return None
@@ -1016,10 +1151,20 @@ _LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|::1").fullmatch
 
 
 def _opener_for(host: str) -> urllib.request.OpenerDirector:
-    """Return the opener for a host, as the environment is now; loopback gets no proxy."""
+    """Return the opener for a host, as the environment is now; loopback gets no proxy.
+
+    Raises URLError if there can be none: for TLS that cannot be set up, or a proxy that urllib
+    would speak to in the wrong way.
+    """
     proxies = {} if _LOOPBACK(host) else urllib.request.getproxies()
+    scheme, mark, _ = proxies.get("https", "").partition("://")
+    if mark and scheme.lower() != "http" and not urllib.request.proxy_bypass(host):
+        raise urllib.error.URLError(f"the proxy must be an http:// one, not {scheme}://")
     bundle = (os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
-    return _shared_opener(tuple(proxies.items()), bundle)
+    try:
+        return _shared_opener(tuple(proxies.items()), bundle)
+    except OSError as error:  # such as an SSLKEYLOGFILE that cannot be written
+        raise urllib.error.URLError(error) from None
 
 
 @functools.lru_cache(maxsize=8)
@@ -1045,7 +1190,7 @@ def _shared_opener(
 #   BatchRequest           checks the path and makes the JSON text of the body
 #   Batch                  gives it an id
 #   EcwidClient.submit     POSTs the batch                _submit -> _call
-#   EcwidClient.wait       polls until it is done         _follow -> _status -> _call
+#   EcwidClient.wait       polls until it is done         _looks -> _look -> _call
 #   _call                  tries until it succeeds        _try -> _exchange -> urllib
 #   _read_status           makes one BatchResponse for each request
 #
@@ -1056,33 +1201,67 @@ _BACKOFF_FIRST = 0.5  # seconds; the longest first pause before another try
 _BACKOFF_LAST = 30.0  # seconds; the longest pause that grows by doubling
 _KEY_LIFETIME = 59 * 60.0  # seconds; the reference says an hour, and a submission takes its time
 _PAGE_SIZE = 100  # tickets; reference: "Search batch requests", limit
+_RANDOM = random.SystemRandom()  # clones of one snapshot would share the state of another
 
 
-class _Deadline:
-    """The end of a caller's timeout, in seconds; None means that there is none."""
+class _Task:
+    """What a caller waits for: a call, or a batch; a `_Job` is one, too. It completes every error.
 
-    def __init__(self, timeout: float | None) -> None:
+    timeout  seconds that he gives it, or None
+    ticket   that of the batch, if there is one
+    """
+
+    def __init__(
+        self, store_id: int, timeout: float | None = None, ticket: str | None = None
+    ) -> None:
+        if timeout is not None and math.isnan(timeout):
+            raise ValueError("timeout must be a number of seconds, not nan")
+        self.look = BatchStatus(ticket, "QUEUED", 0, 0, (), store_id)  # the last one
         self._timeout = timeout
         self._end = math.inf if timeout is None else time.monotonic() + timeout
 
     def left(self) -> float:
+        """Return the seconds until the end of the timeout."""
         return self._end - time.monotonic()
 
-    def error(self, reason: str = "", **fields: Any) -> BatchTimeoutError:
-        return BatchTimeoutError(f"{self._timeout:g} s are over{reason}", temporary=True, **fields)
+    def tickets(self) -> tuple[str, ...]:
+        """Return the tickets of the batches whose responses are still to come."""
+        return () if self.look.ticket is None else (self.look.ticket,)
+
+    def so_far(self) -> BatchStatus | None:
+        """Return how far it is, None before the first look."""
+        return self.look if self.look.total_requests else None
+
+    def settled_by(self, key_end: float) -> str:
+        """Return what settles a submission that may or may not have arrived, and until when."""
+        return f"call again before {_utc(key_end)}, with the same Batch"
+
+    def completed(self, error: EcwidError) -> EcwidError:
+        """Return an error with what is needed to go on."""
+        error.tickets = self.tickets()
+        error.last_status = self.so_far()
+        return error
+
+    def timed_out(self, reason: str = "", uncertain: bool = False) -> EcwidError:
+        message = f"store {self.look._store}: {self._timeout:g} s are over{reason}"
+        return self.completed(BatchTimeoutError(message, temporary=True, uncertain=uncertain))
 
 
-_NEVER = _Deadline(None)
+def _utc(moment: float) -> str:
+    """Return a time of time.time() as people read it."""
+    return datetime.datetime.fromtimestamp(moment, datetime.timezone.utc).strftime("%H:%M UTC")
 
 
 class EcwidClient:
     """The batch endpoints of one store.
 
-    store_id        a positive integer, or its digits; None takes ECWID_STORE_ID
-    token           the access token, such as "secret_..."; None takes ECWID_TOKEN
+    store_id        a positive integer, or its digits
+    token           the access token, such as "secret_..."; without both, ECWID_STORE_ID and
+                    ECWID_TOKEN are taken
     base_url        HTTPS, or HTTP to loopback, which never uses a proxy; None takes
                     ECWID_BASE_URL, else Ecwid's own
-    http_timeout    seconds for each wait for the network, and for the reading of an answer's body
+    http_timeout    seconds for each wait for the network; an answer's body as a whole has as long,
+                    and a second more for every 8 KiB. Headers that trickle in are not bounded
     max_retry_time  seconds from its first failure for which a call is tried again, up to 3600.
                     Connection failures, broken answers, 408, 429 and 5XX are tried again, after
                     pauses that grow to 30 s, or as long as Retry-After says
@@ -1106,28 +1285,31 @@ class EcwidClient:
         max_retry_time: float = 120.0,
         opener: urllib.request.OpenerDirector | None = None,
     ) -> None:
+        if (store_id is None) != (token is None):
+            raise ValueError("give both store_id and token, or neither: the environment has both")
         if store_id is None:
-            store_id = os.environ.get("ECWID_STORE_ID", "")
+            store_id = os.environ.get("ECWID_STORE_ID", "").strip()
         if token is None:
-            token = os.environ.get("ECWID_TOKEN", "")
+            token = os.environ.get("ECWID_TOKEN", "").strip()
         if base_url is None:
-            base_url = os.environ.get("ECWID_BASE_URL") or _BASE_URL
+            base_url = os.environ.get("ECWID_BASE_URL", "").strip() or _BASE_URL
         if not re.fullmatch("[1-9][0-9]*", str(store_id)):  # not shown: it may be the token
             raise ValueError("set ECWID_STORE_ID, or store_id, to a positive integer")
-        if not re.fullmatch("[!-~]+", token):  # a line end would be a header of its own
-            raise ValueError("set ECWID_TOKEN, or token, to visible ASCII without spaces")
         if not 0 < http_timeout <= 3600:
             raise ValueError(f"http_timeout must be up to 3600 seconds, not {http_timeout!r}")
         if not 0 <= max_retry_time <= 3600:
             raise ValueError(f"max_retry_time must be 0 to 3600 seconds, not {max_retry_time!r}")
-        self._host = _checked_host(base_url)
+        _check_base_url(base_url)
         self.store_id = int(store_id)
-        self._token = token
+        self._token = _checked_token(token, "ECWID_TOKEN, or token,")
         self.base_url = base_url.rstrip("/")
         self.http_timeout = http_timeout
         self.max_retry_time = max_retry_time
         self.opener = opener
-        self._blocked_until = 0.0  # of time.time(): no call before
+        self._blocked_until = 0.0  # of time.monotonic(): no call before
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_blocked_until": 0.0}  # another process has another such clock
 
     def __repr__(self) -> str:
         return f"EcwidClient(store_id={self.store_id}, base_url={self.base_url!r})"
@@ -1148,17 +1330,20 @@ class EcwidClient:
         """Run any number of requests; return a status with one response for each, in their order.
 
         The arguments are those of `stream`. All requests are read before any is sent, so an error
-        of the input costs nothing. An EcwidError has the job so far in `last_status`, with the
-        responses. The status is that of the whole job: its ticket is None.
+        of the input costs nothing, and an id of your own must be unique among all of them. An
+        EcwidError has the job so far in `last_status`, with the responses. The status is that of
+        the whole job: its ticket is None.
         """
-        options = _options(allow_parallel_mode, stop_on_first_failure, group_id)
+        options = _Options(allow_parallel_mode, stop_on_first_failure, group_id)
+        _refuse_batch(requests)
+        requests = tuple(requests)
+        _given_ids(requests, 1)
         job = _Job(
             self, requests, options, journal, batch_size, timeout, on_progress, deduplication_key
         )
-        for response in job.responses(read_all_first=True):
+        for response in job.responses():
             job.collected.append(response)
-        count = len(job.collected)
-        return BatchStatus(None, "COMPLETED", count, count, tuple(job.collected))
+        return job.so_far()
 
     def stream(
         self,
@@ -1181,31 +1366,34 @@ class EcwidClient:
                            goes on where an earlier one ended, however long ago: what was submitted
                            is not submitted again, and all responses come again from the first on.
                            A journal is for one job
-        batch_size         requests in a batch, 1 to 500
-        timeout            seconds for the whole job; 0 or less submits nothing
-        on_progress        a function that is called after each look at a batch, with its ticket and
-                           status, and with the counts of the job: requests read so far, and done
+        batch_size         requests in a batch, 1 to 500. What the journal has keeps its size
+        timeout            seconds after which BatchTimeoutError is raised, by one look later; 0 or
+                           less submits nothing
+        on_progress        a function that is called with the status of the job after each look at
+                           a batch. Its ticket is that of the batch; its counts are the requests
+                           read so far, and done
         deduplication_key  a UUID for the whole job. The same call with the same key goes on, if it
                            begins within half an hour of the first and comes to each batch within an
                            hour of its first submission
 
-        The other arguments are those of `Batch`. By default the first failure stops the job: a
-        batch is submitted once the one before has finished without a failure. With
-        stop_on_first_failure=False two batches are at Ecwid, one running and one queued, until
-        the input ends or somebody cancels. What is UNKNOWN stops no job but one with a group, which
-        may have been cancelled. The rest of a job that was stopped is NOT_EXECUTED.
+        The other arguments are those of `Batch`. By default the first request that is not known to
+        have succeeded stops the job: a batch is submitted once the one before has succeeded. With
+        stop_on_first_failure=False two batches are at Ecwid, one running and one queued, until the
+        input ends or somebody cancels: then a request is NOT_EXECUTED, or UNKNOWN in a job with a
+        group. The rest of a job that was stopped is NOT_EXECUTED.
 
         An error of `requests`, or requests that differ from those of the journal, is raised after
         the responses of what was submitted. What `requests` or `on_progress` raises passes through.
-        Raises ValueError for a file that is no journal, is of another job or is in use, OSError
-        for one that cannot be read, EcwidError for one that cannot be written, and
+        Raises ValueError for a file that is no journal, or that of another job; OSError for one
+        that cannot be read; EcwidError for one that is in use or cannot be written; and
         BatchTimeoutError when the timeout is over.
         """
-        options = _options(allow_parallel_mode, stop_on_first_failure, group_id)
+        options = _Options(allow_parallel_mode, stop_on_first_failure, group_id)
+        _refuse_batch(requests)
         job = _Job(
             self, requests, options, journal, batch_size, timeout, on_progress, deduplication_key
         )
-        return job.responses(read_all_first=False)
+        return job.responses()
 
     def submit(self, batch: Batch) -> str:
         """Submit a batch and return its ticket, a str that can be kept anywhere.
@@ -1215,15 +1403,18 @@ class EcwidClient:
 
         Reference: "Create batch request".
         """
-        _check_batch(batch)
-        return self._submit(batch, time.time(), _NEVER)
+        _check_type("batch", batch, Batch)
+        if time.time() >= batch._key_end:
+            batch._key_end = time.time() + _KEY_LIFETIME
+        return self._submit(batch, batch._key_end, _Task(self.store_id))
 
     def status(self, ticket: str, *, responses: bool = True) -> BatchStatus:
-        """Return how far a batch is, with or without the responses so far.
+        """Return how far a batch is, with or without the responses so far, as Ecwid sends them.
 
         Reference: "Get batch request status".
         """
-        return self._status(_text("ticket", ticket), None, _NEVER, responses=responses)
+        task = _Task(self.store_id, ticket=_text("ticket", ticket))
+        return self._look(ticket, None, task, responses=responses)
 
     def wait(
         self,
@@ -1236,19 +1427,20 @@ class EcwidClient:
         """Wait until a submitted batch has finished; return its status with its responses.
 
         batch        the batch of the ticket: each of its requests then gets exactly one response,
-                     in their order. Without it the responses are those that Ecwid sends, and their
-                     `request` is not known
-        timeout      seconds after which BatchTimeoutError is raised; 0 or less takes one look
+                     in their order. Without it the responses are the rows that Ecwid sends: their
+                     `request` is not known, an id may be empty or come twice
+        timeout      seconds after which BatchTimeoutError is raised, by one look later; 0 or less
+                     takes one look
         on_progress  a function that is called with the status after each look at the batch
         """
         if batch is not None:
-            _check_batch(batch)
+            _check_type("batch", batch, Batch)
         _check_callable(on_progress)
-        status = BatchStatus(ticket, "QUEUED", 0, 0)
-        for status in self._follow(_text("ticket", ticket), batch, _Deadline(timeout)):
+        task = _Task(self.store_id, timeout, _text("ticket", ticket))
+        for status in self._looks(ticket, batch, task):
             if on_progress is not None:
                 on_progress(status)
-        return status
+        return task.look
 
     def cancel(self, group_id: str, *, ticket: str | None = None) -> int:
         """Stop the requests of a group that have not run yet; return Ecwid's updateCount.
@@ -1259,7 +1451,7 @@ class EcwidClient:
         if ticket is not None:
             query["ticketId"] = _text("ticket", ticket)  # required by the reference
         read = functools.partial(_read_count, "updateCount")
-        return self._call("POST", "/batch/cancel-group", query, read)
+        return self._call(_Task(self.store_id), "POST", "/batch/cancel-group", query, read)
 
     def delete(self, ticket: str) -> int:
         """Stop the requests of a batch that have not run, and forget it; return deleteCount.
@@ -1268,7 +1460,8 @@ class EcwidClient:
         """
         ticket = _text("ticket", ticket)
         query = {"ticketId": ticket, "ticket": ticket}  # the newer reference's name, the older's
-        return self._call("DELETE", "/batch", query, functools.partial(_read_count, "deleteCount"))
+        read = functools.partial(_read_count, "deleteCount")
+        return self._call(_Task(self.store_id), "DELETE", "/batch", query, read)
 
     def find(self, status: str) -> Iterator[str]:
         """Yield the tickets of all batches whose status is `status`.
@@ -1280,131 +1473,133 @@ class EcwidClient:
         if status not in _STATUSES:
             raise ValueError(f"status must be one of {', '.join(_STATUSES)}, not {status!r}")
         for offset in itertools.count(0, _PAGE_SIZE):
-            query = {"status": _text("status", status), "offset": str(offset)}
-            page = self._call("GET", "/batch", {**query, "limit": str(_PAGE_SIZE)}, _read_tickets)
+            query = {"status": str.__str__(status), "offset": str(offset), "limit": str(_PAGE_SIZE)}
+            page = self._call(_Task(self.store_id), "GET", "/batch", query, _read_tickets)
             yield from page
             if len(page) < _PAGE_SIZE:
                 return
 
-    def _submit(self, batch: Batch, first_submitted: float, deadline: _Deadline) -> str:
-        """Submit a batch whose key was first used at a time of time.time()."""
+    def _submit(self, batch: Batch, key_end: float, task: _Task) -> str:
+        """Submit a batch whose key Ecwid surely remembers until a time of time.time()."""
         body = batch.to_json()
-        expiry = first_submitted + _KEY_LIFETIME
-        return self._call("POST", "/batch", batch.query, _read_ticket, body, deadline, expiry)
+        return self._call(task, "POST", "/batch", batch.query, _read_ticket, body, key_end)
 
-    def _status(
-        self, ticket: str, batch: Batch | None, deadline: _Deadline, *, responses: bool
+    def _look(
+        self, ticket: str, batch: Batch | None, task: _Task, *, responses: bool
     ) -> BatchStatus:
+        """Return how far a batch is, and let the task know."""
         query = {"ticket": ticket}
         if responses:
             query["escapedJson"] = "true"
+        before = BatchStatus(ticket, "QUEUED", 0, 0, (), self.store_id)
 
         def read(answer: Any) -> BatchStatus:
             if not responses:  # which the older reference sends anyway
-                return _read_progress(answer, ticket)
-            return _read_status(answer, ticket, batch, self._clean)
+                return _read_progress(answer, before)
+            return _read_status(answer, before, batch, self._clean)
 
-        return self._call("GET", "/batch", query, read, deadline=deadline, tickets=(ticket,))
+        task.look = self._call(task, "GET", "/batch", query, read)
+        return task.look
 
-    def _follow(
-        self, ticket: str, batch: Batch | None, deadline: _Deadline
-    ) -> Iterator[BatchStatus]:
-        """Yield a status after each look at a batch; at its end one with the responses.
+    def _looks(self, ticket: str, batch: Batch | None, task: _Task) -> Iterator[BatchStatus]:
+        """Yield a status after each look at a batch, the last one with its responses.
 
         Raises BatchTimeoutError if the batch is not done when the time is over.
         """
         begun = time.monotonic()
         idle_until = begun  # when nothing was completed yet
-        status: BatchStatus | None = None
-        try:
-            while True:
-                status = self._status(ticket, batch, deadline, responses=False)
-                if status.done:
-                    break
-                yield status
-                now = time.monotonic()
-                remaining = math.inf  # seconds until the estimated end
-                if status.completed_requests:
-                    ratio = status.total_requests / status.completed_requests
-                    remaining = (now - idle_until) * (ratio - 1)
-                else:
-                    idle_until = now
-                left = deadline.left()
-                if left <= 0:
-                    raise deadline.error(tickets=(ticket,))
-                time.sleep(min(_next_pause(now - begun, remaining), left))
-            final = self._finished(ticket, batch, deadline)
-        except EcwidError as error:
-            error.last_status = status
-            raise
-        yield final
+        while True:
+            status = self._look(ticket, batch, task, responses=False)
+            if status.done:
+                status = self._with_responses(ticket, batch, task)
+            yield status
+            if status.done:
+                return
+            now = time.monotonic()
+            remaining = math.inf  # seconds until the estimated end
+            if status.completed_requests:
+                ratio = status.total_requests / status.completed_requests
+                remaining = (now - idle_until) * (ratio - 1)
+            else:
+                idle_until = now
+            left = task.left()
+            if left <= 0:
+                raise task.timed_out()
+            time.sleep(min(_next_pause(now - begun, remaining), left))
 
-    def _finished(self, ticket: str, batch: Batch | None, deadline: _Deadline) -> BatchStatus:
-        """Return the status of a batch that is done, with its responses."""
-        status = self._status(ticket, batch, deadline, responses=True)
+    def _with_responses(self, ticket: str, batch: Batch | None, task: _Task) -> BatchStatus:
+        """Return the status of a batch with its responses; not done if a late replica says so."""
+        status = self._look(ticket, batch, task, responses=True)
         known = [response for response in status if response.status != "UNKNOWN"]
-        if len(known) == status.total_requests or deadline.left() < 1:
+        if not status.done or len(known) == status.total_requests or task.left() < 1:
             return status
         time.sleep(1)  # ask once more before believing that rows are missing
         try:
-            return self._status(ticket, batch, deadline, responses=True)
+            return self._look(ticket, batch, task, responses=True)
         except EcwidError:
             return status
 
     def _call(
         self,
+        task: _Task,
         method: str,
         path: str,
         query: dict[str, str],
         read: Callable[[Any], _T],
         body: bytes | None = None,
-        deadline: _Deadline = _NEVER,
-        expiry: float = math.inf,
-        tickets: tuple[str, ...] = (),
+        key_end: float = math.inf,
     ) -> _T:
         """Return what `read` makes of the JSON that answers a call. Every call goes through here.
 
-        deadline  the end of the caller's timeout, after which nothing is tried again
-        expiry    a time of time.time(), after which Ecwid may have forgotten a submission's key
-        tickets   those that an error is to carry
+        task     what the caller waits for: nothing is tried again after the end of its timeout
+        key_end  a time of time.time(), after which Ecwid may have forgotten a submission's key
 
         This is the one rule for retries. It counts seconds from the first failure, since an outage
         lasts its time however often one asks.
         """
         name = f"{method} {self.base_url}/{self.store_id}{path}"
-        uncertain = False
         give_up = math.inf  # of time.monotonic()
+        uncertain = False
         tries = 0
         while True:
             tries += 1
-            timeout = min(self.http_timeout, max(1.0, deadline.left()))
+            timeout = min(self.http_timeout, max(1.0, task.left()), key_end - time.time())
             try:
-                return read(self._try(method, path, query, body, timeout))
+                return read(self._try(method, path, query, body, timeout, key_end))
             except EcwidError as caught:
                 error = caught
+            uncertain = uncertain or error.uncertain
             give_up = min(give_up, time.monotonic() + self.max_retry_time)
-            error.uncertain = uncertain = uncertain or error.uncertain
-            error.args = (f"{name}: {error.args[0]}",)  # here all is known
-            error.tickets = tickets
-            left = deadline.left()
-            if error.temporary and left <= 0:
-                reason = f"; the last try: {error.args[0]}"
-                raise deadline.error(reason, tickets=tickets, uncertain=uncertain)
-            pause = _pause_after(error, tries, left)
-            if not error.temporary or pause > min(give_up - time.monotonic(), left):
-                if tries > 1:
-                    error.args = (f"{error.args[0]}; gave up after {tries} tries",)
-                raise error
-            _LOG.warning("%s; trying again in %.1f s", error.args[0], pause)
+            most = min(give_up - time.monotonic(), key_end - time.time())
+            pause = _pause_after(error, tries, task.left(), most)
+            if pause is None:
+                break
+            _LOG.warning("%s: %s; trying again in %.1f s", name, error.args[0], pause)
             time.sleep(pause)
-            if time.time() >= expiry:  # now, not before: a laptop may have slept far longer
-                raise error
+            if time.time() >= key_end:  # a laptop may have slept for far longer
+                break
+        message = f"{name}: {error.args[0]}"
+        if tries > 1:
+            message += f"; gave up after {tries} tries"
+        if uncertain and key_end < math.inf:
+            message += f"; it may have arrived: {task.settled_by(key_end)}"
+        if error.temporary and task.left() <= 0:
+            raise task.timed_out(f"; the last try: {message}", uncertain)
+        error.args = (message,)
+        error.uncertain = uncertain
+        raise task.completed(error)
 
     def _try(
-        self, method: str, path: str, query: dict[str, str], body: bytes | None, timeout: float
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        body: bytes | None,
+        timeout: float,
+        key_end: float,
     ) -> Any:
         """Send a call once and return the JSON of its answer."""
-        blocked = self._blocked_until - time.time()
+        blocked = self._blocked_until - time.monotonic()
         if blocked > 0:
             raise RateLimitError(
                 f"not sent, since an earlier call met a 429; retry after {blocked:.1f} s",
@@ -1412,15 +1607,15 @@ class EcwidClient:
                 retry_after=blocked,
                 temporary=True,
             )
-        request = self._request(method, path, query, body)
-        opener = self.opener or _opener_for(self._host)
+        data = None if body is None else _Body(body, key_end)
+        request = self._request(method, path, query, data)
         _LOG.debug("%s %s", method, request.full_url)
-        answer = _exchange(opener, request, timeout, self._clean)
+        answer = _exchange(self.opener, request, timeout, self._clean)
         _LOG.debug("HTTP %d, %d bytes", answer.status, len(answer.body))
         if not 200 <= answer.status < 300:
             error = _error_of(answer, self._clean)
             if isinstance(error, RateLimitError) and error.retry_after is not None:
-                until = time.time() + error.retry_after
+                until = time.monotonic() + error.retry_after
                 self._blocked_until = max(self._blocked_until, until)
             raise error
         try:
@@ -1429,7 +1624,7 @@ class EcwidClient:
             raise _invalid(f"the answer is not JSON: {error}") from None
 
     def _request(
-        self, method: str, path: str, query: dict[str, str], body: bytes | None
+        self, method: str, path: str, query: dict[str, str], body: _Body | None
     ) -> urllib.request.Request:
         url = f"{self.base_url}/{self.store_id}{path}?{urllib.parse.urlencode(query)}"
         headers = {
@@ -1440,6 +1635,7 @@ class EcwidClient:
         }
         if body is not None:
             headers["Content-Type"] = "application/json"
+            headers["Content-Length"] = str(len(body))  # http.client would send a file in chunks
         request = urllib.request.Request(url, body, headers, method=method)
         # Unredirected: a caller's opener that follows redirects does not take the token along.
         request.add_unredirected_header("Authorization", f"Bearer {self._token}")
@@ -1450,9 +1646,12 @@ class EcwidClient:
         return _one_line(text.replace(self._token, "***"))
 
 
-def _check_batch(batch: object) -> None:
-    if not isinstance(batch, Batch):
-        raise TypeError(f"batch must be a Batch, not {type(batch).__name__}")
+def _refuse_batch(requests: object) -> None:
+    if isinstance(requests, Batch):
+        raise TypeError(
+            "run and stream take requests, not a Batch, which has options of its own: "
+            "client.wait(client.submit(batch), batch=batch) runs a Batch"
+        )
 
 
 def _check_callable(on_progress: object) -> None:
@@ -1460,8 +1659,17 @@ def _check_callable(on_progress: object) -> None:
         raise TypeError(f"on_progress must be a function, not {type(on_progress).__name__}")
 
 
-def _checked_host(base_url: str) -> str:
-    """Return the host of a base URL. Raises ValueError if the token must not be sent there."""
+def _checked_token(token: str, name: str) -> str:
+    """Return the token. Raises ValueError, which does not show it, if it can be none."""
+    if not token:
+        raise ValueError(f"{name} must be set: it is the access token of your Ecwid app")
+    if not re.fullmatch("[!-~]+", token):  # a line end would be a header of its own
+        raise ValueError(f"{name} must be visible ASCII without spaces")
+    return token
+
+
+def _check_base_url(base_url: str) -> None:
+    """Raise ValueError if the token must not be sent to this URL."""
     parts = urllib.parse.urlsplit(base_url)
     host, _ = parts.hostname, parts.port  # which raises ValueError if it is no number
     if not re.fullmatch(r"https?://[^\s?#@]+", base_url) or not host:
@@ -1470,18 +1678,23 @@ def _checked_host(base_url: str) -> str:
         )
     if parts.scheme == "http" and not _LOOPBACK(host):
         raise ValueError("base_url must begin with https://: over http:// the token can be read")
-    return host
 
 
-def _pause_after(error: EcwidError, tries: int, left: float) -> float:
-    """Return the seconds until the next try: as long as Ecwid asks for, or a growing random pause.
+def _pause_after(error: EcwidError, tries: int, left: float, most: float) -> float | None:
+    """Return the seconds until the next try, or None if there is to be none.
 
     left  seconds until the end of the caller's timeout, at which there is one last try
+    most  seconds for which a pause may last
+
+    The pause is random and grows by doubling. It is never shorter than Ecwid asks for.
     """
-    if error.retry_after is not None:
-        return max(error.retry_after, _BACKOFF_FIRST)
+    if not error.temporary or left <= 0:
+        return None
     longest = min(_BACKOFF_LAST, _BACKOFF_FIRST * 2 ** min(tries - 1, 10))
-    return min(random.uniform(0, longest), left)
+    pause = min(_RANDOM.uniform(0, longest), left)
+    if error.retry_after is not None:
+        pause = max(pause, error.retry_after)
+    return pause if pause <= min(left, most) else None
 
 
 def _next_pause(waited: float, remaining: float) -> float:
@@ -1494,7 +1707,7 @@ def _next_pause(waited: float, remaining: float) -> float:
     and not so late that a wrong estimate, or a short batch, is noticed late.
     """
     soonest = 0.25 + 0.05 * waited
-    latest = min(0.25 + 0.6 * waited, 1.5 + 0.08 * waited)
+    latest = min(0.25 + 0.6 * waited, 1.75 + 0.08 * waited)
     return min(max(remaining, soonest), latest)
 
 
@@ -1521,238 +1734,244 @@ def _read_count(name: str, answer: Any) -> int:
 
 
 # --- A job and its journal ------------------------------------------------------------------------
+#
+#   _Parts      cuts the requests into batches, as the journal has them
+#   _Job        takes each part into its window, follows the oldest one to its end, hands it over
+#   _Journal    has each step on the disk before the next one is taken
+#
+# A part is followed if it has a ticket. Else its responses are known when it is taken, or it is
+# being submitted, and nobody knows yet whether it arrives.
 
 _INTERRUPTED = "this request was being submitted when the job was interrupted; it may have run"
-_UNKNOWN_TICKET = "one whose submission may not have arrived"
 _FORGOTTEN = "Ecwid does not know this request's ticket any more; it may have run"
 
 
 @dataclasses.dataclass
 class _Part:
-    """A batch of a job, from number 1 on."""
+    """A batch of a job, from number 1 on.
+
+    record     that of its submission by an earlier call, or None
+    key_end    of time.time(): until then Ecwid surely remembers the key of the submission
+    ticket     None before it has come
+    responses  of a batch that is not followed
+    """
 
     number: int
     batch: Batch
-    record: _Record | None  # of its submission by an earlier call
-    ticket: str | None = None  # None before it has come, and where it is lost for good
+    record: _Record | None
+    key_end: float = 0.0
+    ticket: str | None = None
+    responses: tuple[BatchResponse, ...] = ()
+
+    def all_are(self, status: str, message: str) -> tuple[BatchResponse, ...]:
+        """Return one response for each request, none of which is an answer of Ecwid's."""
+        return tuple(
+            BatchResponse(id, status, error_message=message, _request=request)
+            for id, request in zip(self.batch.ids, self.batch.requests)
+        )
 
 
-class _Job:
-    """Any number of requests on their way through batches, in order."""
+class _Parts:
+    """The requests of a job, cut into batches. What the journal has keeps its size.
+
+    total    how many requests are known of
+    is_read  whether there are no others
+    error    what ended the input: an error of the iterable, or one of its requests
+    """
+
+    def __init__(
+        self,
+        requests: Iterable[BatchRequest],
+        batch_size: int,
+        options: _Options,
+        journal: _Journal,
+    ) -> None:
+        self.options = options
+        self.is_read = isinstance(requests, tuple)  # by `run`
+        self.total = len(requests) if isinstance(requests, tuple) else 0
+        self.error: Exception | None = None
+        self._requests = iter(requests)
+        self._batch_size = batch_size
+        self._journal = journal
+        self._number = 1  # of the next one
+        self._first = 1  # place of its first request
+
+    def next_is_recorded(self) -> bool:
+        return self._number <= len(self._journal.records)
+
+    def take(self) -> _Part | None:
+        """Return the next batch; None at the end of the input, also if an error has ended it."""
+        if self.error is not None:
+            return None
+        try:
+            part = self._cut()
+        except Exception as error:
+            self.error = error
+            return None
+        if part is None:
+            self.is_read = True
+            return None
+        self._number += 1
+        self._first += len(part.batch)
+        self.total = max(self.total, self._first - 1)
+        return part
+
+    def _cut(self) -> _Part | None:
+        record = self._journal.records[self._number - 1] if self.next_is_recorded() else None
+        size = self._batch_size if record is None else record.size
+        requests = tuple(itertools.islice(self._requests, size))
+        if record is not None and len(requests) < size:
+            missing = self._first + len(requests)
+            raise self._journal.differs(f"the input ends before request {missing:,}")
+        if not requests:
+            return None
+        batch = _BatchOfJob(requests, self._first, self.options, self._journal.key)
+        if record is not None and record.key != batch.deduplication_key:
+            names = f"requests {self._first:,} to {self._first + size - 1:,}"
+            raise self._journal.differs(f"something in {names}, or an option, has changed")
+        return _Part(self._number, batch, record)
+
+
+class _Job(_Task):
+    """Any number of requests on their way through batches, in order.
+
+    collected  the responses so far, kept by `run` for its result and for the error that ends it
+    """
 
     def __init__(
         self,
         client: EcwidClient,
         requests: Iterable[BatchRequest],
-        options: dict[str, str],
+        options: _Options,
         journal: _Path | None,
         batch_size: int,
         timeout: float | None,
         on_progress: _OnProgress,
         deduplication_key: str | None,
     ) -> None:
-        if isinstance(requests, Batch):
-            raise TypeError(
-                "run and stream take requests, not a Batch, which has options of its own: "
-                "client.wait(client.submit(batch), batch=batch) runs a Batch"
-            )
         if not 1 <= batch_size <= _MAX_REQUESTS:
             raise ValueError(f"batch_size must be 1 to {_MAX_REQUESTS}, not {batch_size!r}")
-        if deduplication_key is not None:
-            deduplication_key = _checked_key(deduplication_key)
         _check_callable(on_progress)
+        super().__init__(client.store_id, timeout)
+        self.collected: list[BatchResponse] = []
         self._client = client
-        self._requests = iter(requests)
-        self._options = options
-        self._batch_size = batch_size
-        self._deadline = _Deadline(timeout)
         self._on_progress = on_progress
-        self._stops_on_failure = options["stopOnFirstFailure"] == "true"
-        self._goes_on = journal is not None or deduplication_key is not None
-        self._read = 0  # requests
-        self._done = 0  # requests of batches that have finished
-        self._window: collections.deque[_Part] = collections.deque()  # not all handed over yet
-        self._submitted = False  # whether this call has submitted anything
-        self.collected: list[BatchResponse] = []  # by `run`, for the error that ends the job
         self._journal = _Journal(journal, client, deduplication_key)
-        self._stop = self._journal.stopped  # why nothing more is submitted, or None
+        self._has_key = deduplication_key is not None
+        self._parts = _Parts(requests, batch_size, options, self._journal)
+        self._window: collections.deque[_Part] = collections.deque()  # not all handed over yet
+        self._done = 0  # requests of batches that have finished
+        self._has_submitted = False
+        self._last_error: EcwidError | None = None  # says itself what is at Ecwid
 
-    def responses(self, *, read_all_first: bool) -> Generator[BatchResponse, None, None]:
-        """Yield the response of every request of the job.
-
-        read_all_first  whether to submit nothing before all requests have been read
-        """
-        try:
-            parts = self._parts()
-            if read_all_first:
-                parts = iter(list(parts))
-            yield from self._in_order(parts)
-            self._warn_if_nothing_was_submitted()
-        finally:
-            self._journal.close()
-            if self._window:
-                tickets = ", ".join(part.ticket or _UNKNOWN_TICKET for part in self._window)
-                how = "client.wait(ticket) has the responses"
-                if self._goes_on:
-                    how = "the same call continues the job"
-                _LOG.warning("the job was left; its batches go on at Ecwid: %s; %s", tickets, how)
-
-    def _warn_if_nothing_was_submitted(self) -> None:
-        if self._journal.records and not self._submitted:
-            _LOG.warning(
-                "nothing was submitted, since the journal %s has all of this job "
-                "(another job needs another journal)",
-                self._journal.path,
-            )
-
-    def _in_order(self, parts: Iterator[_Part]) -> Iterator[BatchResponse]:
-        """Submit the next batch; when the window is full, finish the oldest and yield."""
-        window_size = 1 if self._stops_on_failure else 2
-        input_error: Exception | None = None
-        while True:
+    def responses(self) -> Generator[BatchResponse, None, None]:
+        """Yield the response of every request of the job."""
+        with self._journal:
             try:
-                part = next(parts, None)
-            except Exception as error:  # raised at the end, when what was submitted has finished
-                input_error = error
-                break
+                while self._fill_window():
+                    responses = self._finish(self._window[0])
+                    yield from responses[:-1]
+                    self._window.popleft()  # the caller of the last response has them all
+                    yield responses[-1]
+            except BaseException as error:
+                if error is not self._last_error:
+                    self._warn_of_leaving()
+                raise
+            if self._parts.error is not None:
+                raise self._parts.error
+            if self._journal.records and not self._has_submitted:
+                self._warn(
+                    f"nothing was submitted, since the journal {self._journal.path} has all of "
+                    "this job (another job needs another journal)"
+                )
+
+    def _fill_window(self) -> bool:
+        """Take batches until the window is full or the input ends; return whether it has any.
+
+        Two batches are at Ecwid, but one where the first failure is to stop the job. On the way
+        through what the journal has there are always two, so that a submission that was interrupted
+        is repeated, while its key is safe, before anything is waited for.
+        """
+        while True:
+            size = 2
+            if self._parts.options.stop_on_first_failure and not self._parts.next_is_recorded():
+                size = 1
+            if len(self._window) >= size:
+                return True
+            part = self._parts.take()
             if part is None:
-                break
-            if self._stop is not None and part.record is None:
-                yield from self._finish_all()
-                self._done += len(part.batch)
-                yield from _same_for_all(part.batch, "NOT_EXECUTED", self._stop)
-                continue
+                return bool(self._window)
             self._take(part)
-            if len(self._window) == window_size:
-                yield from self._finish_oldest()
-        yield from self._finish_all()
-        if input_error is not None:
-            raise input_error
-
-    def _parts(self) -> Iterator[_Part]:
-        """Yield the batches of the job. Raises ValueError if they are not those of the journal."""
-        for number in itertools.count(1):
-            requests = tuple(itertools.islice(self._requests, self._batch_size))
-            record = self._journal.records.get(number)
-            if not requests and record is None:
-                return
-            first = self._batch_size * (number - 1) + 1
-            if not requests:
-                raise self._differs(f"the input ends before request {first:,}")
-            self._read += len(requests)
-            batch = Batch(
-                requests,
-                allow_parallel_mode=self._options["allowParallelMode"] == "true",
-                stop_on_first_failure=self._stops_on_failure,
-                deduplication_key=self._journal.key,
-                group_id=self._options.get("groupId"),
-                _first=first,
-            )
-            if record is not None and record.key != batch.deduplication_key:
-                names = f"request {first:,}"
-                if len(batch) > 1:
-                    names = f"requests {first:,} to {first + len(batch) - 1:,}"
-                raise self._differs(f"something in {names}, or an option, has changed")
-            yield _Part(number, batch, record)
-
-    def _differs(self, what: str) -> ValueError:
-        return ValueError(
-            f"{what}, and the journal {self._journal.path} is of another job: go on with the "
-            "requests and options that it began with, or remove the journal to give that job up "
-            "(what it submitted may have run)"
-        )
 
     def _take(self, part: _Part) -> None:
-        """Put a batch into the window: submitted by an earlier call, or now."""
+        """Put a batch into the window: known, at Ecwid since an earlier call, or submitted now."""
         record = part.record
-        if record is not None:
-            # A record from the future means that the clock was set back: its age is not known.
-            is_safe = abs(time.time() - record.time) < _KEY_LIFETIME
-            if record.ticket or not is_safe:
-                part.ticket = record.ticket
-                self._window.append(part)
-                return
-        try:
+        if record is None and self._journal.stopped is not None:
+            part.responses = part.all_are("NOT_EXECUTED", self._journal.stopped)
+        elif record is not None and record.ticket is not None:
+            part.ticket = record.ticket
+        elif record is not None and not self._journal.can_be_repeated(record):
+            part.responses = part.all_are("UNKNOWN", _INTERRUPTED)
+        else:
             self._submit(part)
-        except EcwidError as error:
-            self._take_along(error)
-            raise
+            return
+        self._window.append(part)
 
     def _submit(self, part: _Part) -> None:
         """Submit a batch, for the first time or, if there is a record, once more."""
-        if self._deadline.left() <= 0:
-            raise self._deadline.error()
-        since = time.time() if part.record is None else part.record.time
-        if part.record is None:
-            self._journal.add_submission(part.number, part.batch, since)
-        self._submitted = True
+        if self.left() <= 0:
+            raise self.timed_out()
+        record = part.record
+        if record is None:
+            record = _Record.of_now(part.number, part.batch)
+            self._write(record.line())
+        part.key_end = record.key_end()
         self._window.append(part)  # from here on it may be at Ecwid
+        self._has_submitted = True
         try:
-            part.ticket = self._client._submit(part.batch, since, self._deadline)
+            part.ticket = self._client._submit(part.batch, part.key_end, self)
         except EcwidError as error:
             if part.record is None and not error.uncertain:
-                self._window.pop()
-                self._journal.add(part.number, refused=True)
+                self._write(dataclasses.replace(record, refused=True).line())
             raise
-        self._journal.add(part.number, ticket=part.ticket)
+        self._write(dataclasses.replace(record, ticket=part.ticket).line())
 
-    def _take_along(self, error: EcwidError) -> None:
-        """Move the tickets that are left from the window into an error that ends the job.
+    def _finish(self, part: _Part) -> tuple[BatchResponse, ...]:
+        """Return the responses of the oldest batch in the window, followed to its end."""
+        if part.ticket is None:
+            responses = part.responses
+            self._count_done(part)
+        else:
+            responses = self._follow(part, part.ticket)
+        if self._journal.stopped is None:
+            reason = self._reason_to_stop(responses)
+            if reason is not None:
+                self._write({"stopped": reason})
+                self._journal.stopped = reason
+        return responses
 
-        A submission without a ticket stays in the window, for the warning that it may have arrived.
-        """
-        error.tickets = tuple(part.ticket for part in self._window if part.ticket)
-        so_far = self._progress(error.last_status or BatchStatus(None, "QUEUED", 0, 0))
-        error.last_status = dataclasses.replace(so_far, responses=tuple(self.collected))
-        self._window = collections.deque(part for part in self._window if not part.ticket)
-
-    def _progress(self, look: BatchStatus) -> BatchStatus:
-        """Return a look at the oldest batch, with the counts of the job."""
-        done = self._done + look.completed_requests
-        return BatchStatus(look.ticket, look.status, self._read, done)
-
-    def _finish_all(self) -> Iterator[BatchResponse]:
-        while self._window:
-            yield from self._finish_oldest()
-
-    def _finish_oldest(self) -> Iterator[BatchResponse]:
-        """Follow the oldest batch in the window to its end and yield its responses."""
-        part = self._window[0]
-        status = BatchStatus(part.ticket, "QUEUED", 0, 0)
-        for status in self._looks(part):
-            if self._on_progress is not None:
-                self._on_progress(self._progress(status))
-        self._done += len(part.batch)
-        if self._stop is None:
-            self._stop = self._reason_to_stop(status.responses)
-            if self._stop is not None:
-                self._journal.add(part.number, stopped=self._stop)
-        yield from status.responses[:-1]
+    def _follow(self, part: _Part, ticket: str) -> tuple[BatchResponse, ...]:
+        """Return the responses of a batch that is at Ecwid, when it has finished."""
+        responses: tuple[BatchResponse, ...] = ()
         try:
-            yield status.responses[-1]
-        except GeneratorExit:  # the caller has all responses: zip() asks for nothing after the last
-            self._window.popleft()
-            self._warn_if_nothing_was_submitted()
-            raise
-        self._window.popleft()
+            for look in self._client._looks(ticket, part.batch, self):
+                responses = look.responses
+                if look.done:
+                    self._count_done(part)
+                if self._on_progress is not None:
+                    self._on_progress(self._status(ticket, ()))
+        except ApiError as error:
+            if error is not self._last_error:  # on_progress raised it
+                raise
+            if part.record is None or not _is_forgotten(error):
+                raise
+            responses = part.all_are("UNKNOWN", _FORGOTTEN)
+            self._count_done(part)
+        return responses
 
-    def _looks(self, part: _Part) -> Iterator[BatchStatus]:
-        """Yield a status after each look at a batch, the last with all responses.
-
-        What the caller's on_progress raises never passes through here.
-        """
-        doubt = _INTERRUPTED
-        if part.ticket is not None:
-            try:
-                yield from self._client._follow(part.ticket, part.batch, self._deadline)
-                return
-            except EcwidError as error:
-                if part.record is None or not _is_forgotten(error):
-                    self._take_along(error)
-                    raise
-            doubt = _FORGOTTEN
-        responses = _same_for_all(part.batch, "UNKNOWN", doubt)
-        yield BatchStatus(part.ticket, "COMPLETED", len(part.batch), len(part.batch), responses)
+    def _count_done(self, part: _Part) -> None:
+        self._done += len(part.batch)
+        self.look = BatchStatus(None, "QUEUED", 0, 0)  # of the next batch
 
     def _reason_to_stop(self, responses: tuple[BatchResponse, ...]) -> str | None:
         """Return why nothing more may be submitted after these responses, or None.
@@ -1761,28 +1980,74 @@ class _Job:
         So may one that is UNKNOWN, but only if it is in a group: others cannot be cancelled.
         """
         ending = ["NOT_EXECUTED"]
-        if self._stops_on_failure:
-            ending.append("FAILED")
-        if "groupId" in self._options:
+        if self._parts.options.stop_on_first_failure:
+            ending += ["FAILED", "UNKNOWN"]
+        if self._parts.options.group_id is not None:
             ending.append("UNKNOWN")
         for response in responses:
             if response.status in ending:
                 return f"not submitted, since request {response.id} is {response.status}"
         return None
 
+    def _write(self, line: dict[str, Any]) -> None:
+        """Write a line of the journal. Raises EcwidError if it cannot be written."""
+        try:
+            self._journal.write(line)
+        except OSError as error:
+            message = f"cannot write the journal {self._journal.path}: {error}"
+            raise self.completed(EcwidError(message)) from None
 
-def _same_for_all(batch: Batch, status: str, message: str) -> tuple[BatchResponse, ...]:
-    return tuple(
-        BatchResponse(id, status, error_message=message, _request=request)
-        for id, request in zip(batch.ids, batch.requests)
-    )
+    def tickets(self) -> tuple[str, ...]:
+        return tuple(part.ticket for part in self._window if part.ticket is not None)
+
+    def so_far(self) -> BatchStatus:
+        return self._status(None, tuple(self.collected))
+
+    def completed(self, error: EcwidError) -> EcwidError:
+        self._last_error = super().completed(error)
+        return error
+
+    def settled_by(self, key_end: float) -> str:
+        if self._journal.path is not None:
+            return f"call again before {_utc(key_end)}, or its requests are UNKNOWN"
+        if self._has_key:
+            return "call again within half an hour of the first call"
+        return "look at the shop (with a journal the same call would settle it)"
+
+    def _status(self, ticket: str | None, responses: tuple[BatchResponse, ...]) -> BatchStatus:
+        """Return how far the job is."""
+        total = self._parts.total
+        done = self._done + self.look.completed_requests
+        state = "IN_PROGRESS" if done else "QUEUED"
+        if self._parts.is_read and self._done == total:
+            state = "COMPLETED"
+        return BatchStatus(ticket, state, total, done, responses, self._client.store_id)
+
+    def _warn_of_leaving(self) -> None:
+        """Say what goes on at Ecwid while responses of submitted requests are still to come."""
+        words = []
+        if self.tickets():
+            words.append(f"its batches go on at Ecwid: {', '.join(self.tickets())}")
+            if self._journal.path is not None or self._has_key:
+                words.append("the same call continues the job")
+            else:
+                words.append("client.wait(ticket) has the responses")
+        words += [
+            f"a submission may have arrived: {self.settled_by(part.key_end)}"
+            for part in self._window
+            if part.ticket is None and not part.responses
+        ]
+        if words:
+            self._warn(f"the job was left; {'; '.join(words)}")
+
+    def _warn(self, message: str) -> None:
+        _LOG.warning("store %s: %s", self._client.store_id, message)
 
 
-def _is_forgotten(error: EcwidError) -> bool:
+def _is_forgotten(error: ApiError) -> bool:
     """Return whether Ecwid itself, and no proxy, says that it does not know a ticket."""
-    if not isinstance(error, ApiError) or error.http_status_code != 404:
-        return False
-    return error.error_code is not None or error.error_message is not None
+    words = error.error_code or error.error_message
+    return error.http_status_code == 404 and words is not None
 
 
 if sys.platform == "win32":
@@ -1801,13 +2066,52 @@ _JOURNAL = "ecwid_batch 1"  # the format of the file
 _JOURNAL_START = b'{"journal": "ecwid_batch'
 
 
-@dataclasses.dataclass
-class _Record:
-    """A submission that an earlier call made or began."""
+def _open_journal(path: str) -> IO[bytes]:
+    """Open the file of a journal, made if it is not there, and lock it.
 
+    Raises EcwidError if it is in use, or on a disk without locks.
+    """
+    file: IO[bytes] = open(path, "a+b", buffering=0)  # noqa: SIM115
+    try:
+        _lock(file, _LOCK)
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):  # else somebody removed it
+            return file
+        code = errno.EAGAIN
+    except OSError as error:
+        code = error.errno or 0
+    file.close()
+    if code not in (errno.EAGAIN, errno.EACCES, errno.ENOENT):
+        reason = os.strerror(code)
+        raise EcwidError(f"the journal {path} cannot be locked: {reason}; its disk has no locks")
+    raise EcwidError(
+        f"the journal {path} is in use: by another process, or by a stream of this one that was "
+        "not closed",
+        temporary=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """What the journal has of a batch."""
+
+    batch: int
+    size: int
     key: str
-    time: float  # of time.time(), just before the submission
+    time: str  # of its first submission
     ticket: str | None = None
+    refused: bool = False
+
+    @classmethod
+    def of_now(cls, number: int, batch: Batch) -> _Record:
+        now = datetime.datetime.fromtimestamp(int(time.time()), datetime.timezone.utc)
+        return cls(number, len(batch), batch.deduplication_key, now.isoformat())
+
+    def key_end(self) -> float:
+        """Return the time of time.time() up to which Ecwid surely remembers the key."""
+        return datetime.datetime.fromisoformat(self.time).timestamp() + _KEY_LIFETIME
+
+    def line(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value}
 
 
 class _Journal:
@@ -1815,135 +2119,135 @@ class _Journal:
 
         {"journal": "ecwid_batch 1", "url": "https://...", "store": 1003, "key": "5f0a..."}
         {"batch": 1, "size": 500, "key": "77c1...", "time": "2026-11-24T09:30:00+00:00"}
-        {"batch": 1, "ticket": "11kl140a2-..."}
+        {"batch": 1, "size": 500, "key": "77c1...", "time": "...", "ticket": "11kl140a2-..."}
 
     The first line is the job. Before each submission comes a line with the number of the batch, its
-    size, key and time; after it a line with the ticket, or with "refused" if Ecwid surely did not
-    take the batch; and one with "stopped" if nothing more is to be submitted. Each line is on the
-    disk before the next step is taken. The file is created with the first submission, and locked
-    while a job uses it. Without a path nothing is recorded.
+    size, key and time; after it the same with the ticket, or with "refused" if Ecwid surely did not
+    take the batch. {"stopped": "..."} says why nothing more is to be submitted. Each line is on the
+    disk before the next step is taken. The file is made with the first submission, and locked while
+    a job uses it. Without a path nothing is recorded.
 
     key      that of the job
-    records  the submissions of earlier calls, by the number of the batch
+    records  those of earlier calls: batch 1, batch 2, ...
     stopped  why nothing more is submitted, or None
     """
 
     def __init__(self, path: _Path | None, client: EcwidClient, key: str | None) -> None:
         self.path = None if path is None else os.fspath(path)
-        self.records: dict[int, _Record] = {}
+        self.key = _checked_key(key)
+        self.records: list[_Record] = []
         self.stopped: str | None = None
+        self._job = {"journal": _JOURNAL, "url": client.base_url, "store": client.store_id}
+        if key is not None:
+            self._job["key"] = self.key
         self._file: IO[bytes] | None = None
-        self._header: dict[str, Any] | None = None
-        job = {"journal": _JOURNAL, "url": client.base_url, "store": client.store_id, "key": key}
+        self._unwritten = ""  # goes before the next line
+
+    def __enter__(self) -> _Journal:
         try:
             if self.path is not None and os.path.exists(self.path):
-                self._file = self._open_locked(self.path, "r+b")
+                self._file = _open_journal(self.path)
                 self._read(self._file)
-            if not self.records:  # all was refused: begin anew
-                self._header = None
-            self.key = self._key_of(job)
-            if self._file is not None and self._header is None:
-                self._file.truncate(0)
-                self._file.seek(0)
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
-        self._pending = "" if self._header else json.dumps({**job, "key": self.key}) + "\n"
+        if not self.records:
+            self._unwritten = json.dumps({**self._job, "key": self.key}) + "\n"
+        return self
 
-    def add_submission(self, number: int, batch: Batch, moment: float) -> None:
-        """Record that a batch is about to be submitted, at a time of time.time()."""
-        when = datetime.datetime.fromtimestamp(int(moment), datetime.timezone.utc).isoformat()
-        self.add(number, size=len(batch), key=batch.deduplication_key, time=when)
-
-    def close(self) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         """Release the lock, whatever child processes have inherited of it."""
         if self._file is not None and not self._file.closed:
             _lock(self._file, _UNLOCK)
             self._file.close()
 
-    def _open_locked(self, path: str, mode: str) -> IO[bytes]:
-        """Return the file, locked. Raises ValueError if it is in use."""
-        file: IO[bytes] = open(path, mode, buffering=0)  # noqa: SIM115
-        try:
-            _lock(file, _LOCK)
-        except OSError as error:
-            file.close()
-            if not isinstance(error, (BlockingIOError, PermissionError)):  # Windows has the latter
-                raise
-            raise self._in_use() from None
-        return file
-
-    def _in_use(self) -> ValueError:
-        return ValueError(
-            f"the journal {self.path} is in use: by another process, or by a stream of this one "
-            "that was not closed"
-        )
-
-    def add(self, number: int, **fields: Any) -> None:
-        """Write a line of a batch to the disk."""
+    def write(self, line: dict[str, Any]) -> None:
+        """Write a line to the disk. Raises OSError if that cannot be done."""
         if self.path is None:
             return
-        try:
-            if self._file is None:
-                self._file = self._open_locked(self.path, "xb")
-            line = json.dumps({"batch": number, **fields})
-            data = f"{self._pending}{line}\n".encode("ascii")
-            if self._file.write(data) != len(data):
-                raise OSError("the disk may be full")
-            os.fsync(self._file.fileno())
-        except FileExistsError:  # another process began at the same time
-            raise self._in_use() from None
-        except OSError as error:
-            raise EcwidError(f"cannot write the journal {self.path}: {error}") from None
-        self._pending = ""
+        if self._file is None:
+            self._file = _open_journal(self.path)
+            if os.fstat(self._file.fileno()).st_size:
+                raise OSError("another process began the same job")
+        data = f"{self._unwritten}{json.dumps(line)}\n".encode("ascii")
+        if self._file.write(data) != len(data):
+            raise OSError("the disk may be full")
+        os.fsync(self._file.fileno())
+        self._unwritten = ""
+
+    def can_be_repeated(self, record: _Record) -> bool:
+        """Return whether a submission that was interrupted can be made again under its key.
+
+        If the job has gone on after it, its requests have been called UNKNOWN. A record from the
+        future means that the clock was set back, and its age is not known.
+        """
+        if self.stopped is not None or record.batch < len(self.records):
+            return False
+        return 0 < record.key_end() - time.time() <= _KEY_LIFETIME
+
+    def differs(self, what: str) -> ValueError:
+        return ValueError(
+            f"{what}, and the journal {self.path} is of another job: go on with the requests and "
+            "options that it began with, or remove the journal to give that job up (what it "
+            "submitted may have run)"
+        )
 
     def _read(self, file: IO[bytes]) -> None:
         """Read all lines; cut off a last one that a crash left incomplete."""
+        file.seek(0)
         start = file.read(len(_JOURNAL_START))
         if not _JOURNAL_START.startswith(start):
             raise ValueError(f"{self.path} is not a journal")
-        *lines, torn = (start + file.read()).split(b"\n")
-        if torn:
-            file.truncate(file.tell() - len(torn))
-            file.seek(0, os.SEEK_END)
+        text = start + file.read()
+        *lines, last = text.split(b"\n")
+        if last and isinstance(_json_or_text(last.decode("ascii", "replace")), dict):
+            lines.append(last)  # complete, but for its line end
+            self._unwritten = "\n"
+        elif last:
+            file.truncate(len(text) - len(last))
+        header: dict[str, Any] = {}
         for number, line in enumerate(lines, 1):
             try:
-                self._add(json.loads(line))
+                fields = json.loads(line)
+                if number == 1:
+                    header = {name: fields[name] for name in ("journal", "url", "store", "key")}
+                else:
+                    self._take_in(fields)
             except (KeyError, TypeError, ValueError, RecursionError):
                 raise ValueError(f"{self.path} is not a journal: see its line {number}") from None
-
-    def _add(self, line: dict[str, Any]) -> None:
-        """Take in a line. Raises KeyError, TypeError or ValueError if it is not a journal's."""
-        if self._header is None:
-            self._header = {name: line[name] for name in ("journal", "url", "store", "key")}
-        elif "ticket" in line:
-            self.records[line["batch"]].ticket = line["ticket"]
-        elif "stopped" in line:
-            self.stopped = line["stopped"]
-        elif "refused" in line:
-            del self.records[line["batch"]]
+        if self.records:
+            self._check_job(header)
         else:
-            moment = datetime.datetime.fromisoformat(line["time"]).timestamp()
-            self.records[line["batch"]] = _Record(line["key"], moment)
+            file.truncate(0)  # nothing was submitted, or all was refused: begin anew
 
-    def _key_of(self, job: dict[str, Any]) -> str:
-        """Return the job's key. Raises ValueError if the file is the journal of another job."""
-        if self._header is None:
-            return _checked_key(job["key"])
-        for name, value in job.items():
-            recorded = self._header[name]
-            if value is not None and value != recorded:
+    def _take_in(self, fields: dict[str, Any]) -> None:
+        """Take in a line. Raises an error if it is not a journal's."""
+        if "stopped" in fields:
+            self.stopped = fields["stopped"]
+            return
+        record = _Record(**fields)
+        record.key_end()  # raises ValueError for a time that is none
+        place = record.batch - 1
+        count = len(self.records)
+        if not 1 <= record.size <= _MAX_REQUESTS or place < 0 or place not in (count - 1, count):
+            raise ValueError
+        self.records[place:] = [] if record.refused else [record]
+
+    def _check_job(self, header: dict[str, Any]) -> None:
+        """Take over the job's key. Raises ValueError if the file is the journal of another job."""
+        for name, value in self._job.items():
+            if value != header[name]:
                 raise ValueError(
-                    f"the journal {self.path} is of another job, with the {name} {recorded!r} "
+                    f"the journal {self.path} is of another job, with the {name} {header[name]!r} "
                     f"instead of {value!r}: give what it began with, or use another journal"
                 )
-        return _checked_key(self._header["key"])
+        self.key = _checked_key(header["key"])
 
 
 # --- Command line ---------------------------------------------------------------------------------
 
 _MAX_LINE = 16 * 1024 * 1024  # bytes of one line of FILE
-_MAX_IN_MEMORY = 16 * 1024 * 1024  # bytes of requests that did not succeed
+_MOST_NAMED = 10  # wrong lines of FILE
 
 _DESCRIPTION = """\
 Run batches of Ecwid REST calls. The store and its token are read from the
@@ -1953,10 +2257,14 @@ host than Ecwid's, ECWID_BASE_URL.
 
 _EXIT_STATUS = """\
 exit status:
-  0  all requests succeeded      3  the API or the network failed
-  1  some request failed, is     4  timed out
-     unknown or did not run      5  the output cannot be written
-  2  wrong usage or input        130 interrupted, 143 terminated
+  0  all requests succeeded      3  the API or the network failed, or the
+  1  some request failed, is        journal is in use: try again later
+     unknown or did not run      4  timed out
+     (cancel: nothing to stop)   5  the output cannot be written
+  2  wrong usage or input
+SIGINT (Ctrl-C) and SIGTERM end it as they end any command, after it has said
+what goes on at Ecwid. On Windows the status is then 130 or 143, and Ctrl-C is
+obeyed when the call to Ecwid that is under way has ended.
 """
 
 _RUN_DESCRIPTION = """\
@@ -1966,49 +2274,76 @@ JSON array as in Ecwid's reference. - is standard input.
   {"method": "PUT", "path": "/products/42", "body": {"price": 19.99}}
   {"method": "GET", "path": "/orders?limit=1"}
 
-A wrong line ends the job when it is reached: --dry-run checks all of FILE.
+All of FILE is checked before anything is sent (standard input as it is read).
 Each output line is a JSON object with line (of FILE, or the place in the
 array), id, method, path, status, httpStatusCode, httpStatusLine, response.
 
 While the job runs, FILE.journal lies beside FILE: after a crash, a kill, Ctrl-C
 or a timeout the same command goes on, and prints all responses from the first
 on. At the end the journal is gone, and what did not succeed is in FILE.failed,
-as input: mend it there and run that. Standard input has neither unless named.
+as input, each line with its "error": mend it there and run that. What succeeds
+is taken out of it; it is gone when all has succeeded. A line with "mayHaveRun"
+is refused until you have looked at the shop, and removed the line or that word.
+Standard input leaves neither file unless they are named.
 """
 
 
-class _InputError(ValueError):
-    """FILE holds something that is no request."""
-
-
 class _OutputError(Exception):
-    """Standard output, or the file of --failed, cannot be written."""
+    """The output cannot be written; without words if its reader has had enough."""
 
 
 class _Terminated(KeyboardInterrupt):
     """SIGTERM arrived."""
 
 
-def _write(stream: IO[str], text: str) -> None:
-    """Write at once. After an error nothing is left for Python to complain about at its exit."""
+def _write(stream: Any, text: str) -> None:
+    """Write all of a text.
+
+    A file or a pipe is written past Python's buffers. Where they are switched off they drop the
+    rest of a short write, and else they complain at the exit of what could not be written.
+    """
     try:
+        file = None if stream.isatty() else stream.fileno()
+    except OSError:  # it belongs to a program that called `main`
+        file = None
+    if file is None:
         stream.write(text)
         stream.flush()
+        return
+    stream.flush()
+    data = text.encode(stream.encoding, "backslashreplace")
+    while data:
+        data = data[os.write(file, data) :]
+
+
+@contextlib.contextmanager
+def _output(name: str) -> Iterator[None]:
+    """Turn an OSError into an _OutputError that names what cannot be written."""
+    try:
+        yield
     except (OSError, ValueError) as error:
-        with contextlib.suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
-        raise _OutputError(str(error)) from error
+        code = getattr(error, "errno", None)
+        if code == errno.EPIPE or (code == errno.EINVAL and sys.platform == "win32"):
+            raise _OutputError from None
+        raise _OutputError(f"cannot write {name}: {error}") from None
+
+
+def _print(line: str) -> None:
+    with _output("the output"):
+        _write(sys.stdout, f"{line}\n")
 
 
 class _Screen(logging.Handler):
-    """Standard error: messages, the library's too, and on a terminal one line of progress."""
+    """Standard error: messages, the library's too, and on a terminal one line of progress.
+
+    hint  what to say after an error
+    """
 
     def __init__(self, quiet: bool) -> None:
         super().__init__()
         self.quiet = quiet
-        self.live = not quiet and sys.stderr is not None and sys.stderr.isatty()
+        self.hint = ""
+        self._is_live = not quiet and sys.stderr is not None and sys.stderr.isatty()
         self._drawn = ""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -2020,105 +2355,149 @@ class _Screen(logging.Handler):
 
     def draw(self, text: str) -> None:
         """Replace the line of progress; an empty text removes it."""
-        if not self.live or text == self._drawn:
+        if not self._is_live or text == self._drawn:
             return
         width = 80
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError):
             width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        rows = max(0, len(self._drawn) - 1) // width  # not 0 if the window became narrower
-        back = f"\x1b[{rows}A\r\x1b[J" if rows else "\r"
-        blank = " " * min(len(self._drawn), width - 1)  # for terminals without control sequences
-        self._drawn = text[: width - 1]
-        self._write(f"{back}{blank}\r{self._drawn}")
+        self._drawn = text
+        self._write(f"\r{' ' * (width - 1)}\r{text[: width - 1]}")
 
     def _write(self, text: str) -> None:
         if sys.stderr is not None:
-            with contextlib.suppress(_OutputError):
+            with contextlib.suppress(OSError, ValueError):
                 _write(sys.stderr, text)
 
 
 class _Input:
-    """The requests of FILE, read as they are needed.
+    """The requests of FILE.
 
-    lines  of the requests that were read and not yet answered; of an array the places
-    total  how many requests there are, 0 if that is not known
+    lines         of the requests that were read and not yet answered; of an array the places
+    total         how many requests there are, 0 if that is not known
+    is_left_over  whether each has an "error": FILE was left by an earlier job
     """
 
     def __init__(self, file: IO[bytes], batch_size: int) -> None:
         self.lines: collections.deque[int] = collections.deque()
         self.total = 0
+        self.is_left_over = False
         self._file = file
         self._batch_size = batch_size
+        self._state: tuple[int, ...] = ()  # of a file that has been checked
 
-    def count(self) -> None:
-        """Find out the total of a file with one object per line, for the progress."""
+    def check(self) -> None:
+        """Read and count all requests, then go back. Raises ValueError that names what is wrong."""
+        self._state = _state_of(self._file)
+        items = self._items()
+        left_over = wrong = 0
+        named: list[str] = []
+        while True:
+            batch = list(itertools.islice(items, self._batch_size))
+            if not batch:
+                break
+            for problem in _problems(batch, self.total + 1):
+                wrong += 1
+                if wrong <= _MOST_NAMED:
+                    named.append(problem)
+            left_over += sum(isinstance(item, dict) and "error" in item for _, _, item in batch)
+            self.total += len(batch)
+        if wrong > len(named):
+            named.append(f"and {_count(wrong - len(named), 'other')}")
+        if wrong:
+            raise ValueError("\n  ".join(["nothing was sent, since FILE is wrong:", *named]))
+        self.is_left_over = 0 < left_over == self.total
         if self._file.seekable():
-            start = self._file.tell()
-            self.total = sum(not line.isspace() for line in iter(self._read_line, b""))
-            self._file.seek(start)
+            self._file.seek(0)
 
     def requests(self) -> Iterator[BatchRequest]:
-        """Yield the requests. Raises _InputError that names the line of what is none."""
-        ids: dict[str, str] = {}  # those of a batch, with their lines
-        for count, (where, line, item) in enumerate(self._items()):
-            try:
-                request = _read_request(item, where)
-            except ValueError as error:
-                raise _InputError(str(error)) from None
-            if count % self._batch_size == 0:
-                ids.clear()
-            id = request.id or f"{count + 1:06d}"  # as the library numbers it
-            if id in ids:
-                raise _InputError(
-                    f"{where}: the id {id!r} is that of {ids[id]}; give every request an id of "
-                    "its own, or none"
-                )
-            ids[id] = where
-            self.lines.append(line)
+        """Yield the requests. Raises ValueError for what is none, or if FILE has changed."""
+        for number, where, item in self._items():
+            self._refuse_change()
+            request = _request_of(item, where)
+            self.lines.append(number)
             yield request
+        self._refuse_change()
+
+    def _refuse_change(self) -> None:
+        if self._state and self._state != _state_of(self._file):
+            raise ValueError("FILE has changed while it was read; the rest of it was not sent")
+
+    def _items(self) -> Iterator[tuple[int, str, Any]]:
+        """Yield number and name of each line or place, and its JSON, or the error if it is none."""
+        is_empty = True
+        for number, text in enumerate(iter(self._read_line, b""), 1):
+            text = text.lstrip(b"\xef\xbb\xbf \t\r\n")  # a byte order mark, white space
+            if text.startswith(b"[") and is_empty:
+                items = _parse_array(b"\n" * (number - 1) + text + self._file.read())
+                yield from (
+                    (place, f"request {place:,}", item) for place, item in enumerate(items, 1)
+                )
+                return
+            if len(text) > _MAX_LINE:
+                raise ValueError(f"line {number:,} is longer than {_MAX_LINE:,} bytes")
+            if text:
+                is_empty = False
+                yield number, f"line {number:,}", _parse_line(text)
 
     def _read_line(self) -> bytes:
         return self._file.readline(_MAX_LINE + 1)
 
-    def _items(self) -> Iterator[tuple[str, int, Any]]:
-        """Yield where each object stands, the number of the line or place, and the object."""
-        empty = True
-        for number, text in enumerate(iter(self._read_line, b""), 1):
-            text = text.lstrip(b"\xef\xbb\xbf \t\r\n")  # a byte order mark, white space
-            if text.startswith(b"[") and empty:
-                yield from self._array(b"\n" * (number - 1) + text)
-                return
-            if len(text) > _MAX_LINE:
-                raise _InputError(f"line {number:,} is longer than {_MAX_LINE:,} bytes")
-            if text:
-                empty = False
-                yield f"line {number:,}", number, _parse_line(text, number)
 
-    def _array(self, text: bytes) -> Iterator[tuple[str, int, Any]]:
+def _state_of(file: IO[bytes]) -> tuple[int, ...]:
+    state = os.fstat(file.fileno())
+    return state.st_size, state.st_mtime_ns
+
+
+def _problems(batch: list[tuple[int, str, Any]], first: int) -> Iterator[str]:
+    """Yield what is wrong with some items of FILE; `first` is the place of the first."""
+    requests = []
+    for _, where, item in batch:
         try:
-            items = _parse_json(text + self._file.read())
-        except (ValueError, RecursionError) as error:
-            raise _InputError(f"the array is not JSON: {error}") from None
-        self.total = len(items)
-        for place, item in enumerate(items, 1):
-            yield f"request {place:,}", place, item
+            requests.append(_request_of(item, where))
+        except ValueError as error:
+            yield str(error)
+    try:
+        _given_ids(tuple(requests), first)
+    except ValueError as error:
+        yield str(error)
 
 
-def _parse_line(text: bytes, number: int) -> Any:
+def _parse_array(text: bytes) -> list[Any]:
+    try:
+        return list(_parse_json(text))
+    except ValueError as error:
+        raise ValueError(f"the array is not JSON: {error}") from None
+
+
+def _parse_line(text: bytes) -> Any:
+    """Return the JSON of a line, or a ValueError that says what is wrong with it."""
     try:
         return _parse_json(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         hint = "FILE must hold one JSON object per line (for CSV see the README)"
         if text.startswith(b"{"):
             hint = "one object must stand on one line, or all of them in one JSON array"
         if isinstance(error, UnicodeDecodeError):
             hint = "save FILE as UTF-8 (in PowerShell with -Encoding utf8)"
         reason = getattr(error, "msg", error)  # json's words without its count of lines
-        raise _InputError(f"line {number:,} is not JSON: {reason}; {hint}") from None
+        return ValueError(f"is not JSON: {reason}; {hint}")
+
+
+def _request_of(item: Any, where: str) -> BatchRequest:
+    """Return the request of a line, which may have what FILE.failed adds to it."""
+    if isinstance(item, ValueError):
+        raise ValueError(f"{where} {item}")
+    if isinstance(item, dict):
+        if item.get("mayHaveRun"):
+            raise ValueError(
+                f"{where} may have run: look at the shop; then remove the line, or its mayHaveRun"
+            )
+        item = {name: item[name] for name in item if name not in ("error", "mayHaveRun")}
+    return _read_request(item, where)
 
 
 class _Report:
-    """The responses: printed, counted, and kept aside where a request did not succeed.
+    """The responses: printed, counted, and kept as input where a request did not succeed.
 
     first  the first request that did not succeed, in words
     """
@@ -2129,7 +2508,6 @@ class _Report:
         self._source = source
         self._failures = failures
         self._counts: collections.Counter[str] = collections.Counter()
-        self._doubts = 0  # that may have run, and cannot be repeated without a look at the shop
         self._begun = time.monotonic()
 
     def add(self, response: BatchResponse) -> None:
@@ -2145,20 +2523,20 @@ class _Report:
             "httpStatusLine": response.http_status_line or response.error_message,
             "response": response.body,
         }
+        try:
+            text = json.dumps(fields, allow_nan=False)
+        except ValueError:  # Ecwid's answer has NaN, which is no JSON: it is passed on as text
+            text = json.dumps({**fields, "response": json.dumps(response.body)})
         self._screen.draw("")
-        _write(sys.stdout, json.dumps(fields) + "\n")
+        _print(text)
         self._counts[response.status] += 1
         if response.ok:
             return
         if self.first is None:
             name = f"line {line:,}, {request.method} {request.path}"
             self.first = f"{name}: {response.status}, {response.error_message}"
-        doubtful = response.status == "UNKNOWN" or _may_have_run(response.http_status_code)
-        if doubtful and not response.retryable:
-            self._doubts += 1
-        parts = {name: getattr(request, name) for name in ("id", "method", "path", "body")}
-        text = json.dumps({name: value for name, value in parts.items() if value is not None})
-        self._failures.write(f"{text}\n".encode("ascii"))
+        with _output("what did not succeed"):
+            self._failures.write(json.dumps(_left_over(response)).encode("ascii") + b"\n")
 
     def show(self, status: BatchStatus) -> None:
         """Show the progress."""
@@ -2175,20 +2553,6 @@ class _Report:
             words.append(f"{datetime.timedelta(seconds=int((total - done) / rate))} left")
         self._screen.draw(" ".join(words))
 
-    def leave_failures(self, path: str | None) -> None:
-        """Put what did not succeed into its place, as input. If all did, remove what is there."""
-        if path is None:
-            return
-        try:
-            if self.first is None:
-                _remove(path)
-                return
-            self._failures.seek(0)
-            with open(path, "wb") as file:
-                shutil.copyfileobj(self._failures, file)
-        except OSError as error:
-            raise _OutputError(f"{path}: {error}") from error
-
     def end(self, failed: str | None) -> None:
         """Say what has become of the requests."""
         counts = _outcomes(self._counts)
@@ -2196,37 +2560,52 @@ class _Report:
         seconds = time.monotonic() - self._begun
         if not self._screen.quiet:
             self._screen.say(f"{total}: {', '.join(counts) or 'nothing to do'}; {seconds:.1f} s")
-        if self.first is None:
-            return
-        self._screen.say(f"the first that did not succeed: {self.first}")
-        if self._doubts:
-            doubts = _count(self._doubts, "request")
-            self._screen.say(f"{doubts} of these may have run all the same: look at the shop first")
-        if failed is not None:
-            self._screen.say(f"what did not succeed is in {failed}: mend it there and run that")
+        if self.first is not None:
+            self._screen.say(f"the first that did not succeed: {self.first}")
+            if failed is not None:
+                self._screen.say(f"what did not succeed is in {failed}: mend it there and run that")
+
+
+def _left_over(response: BatchResponse) -> dict[str, Any]:
+    """Return a request that did not succeed as a line of FILE.failed."""
+    request = response.request
+    parts = {name: getattr(request, name) for name in ("id", "method", "path", "body")}
+    line = {name: value for name, value in parts.items() if value is not None}
+    line["error"] = response.error_message
+    doubtful = response.status == "UNKNOWN" or _may_have_run(response.http_status_code)
+    if doubtful and not response.retryable:
+        line["mayHaveRun"] = True
+    return line
 
 
 def _run(args: Any, screen: _Screen) -> int:
-    client = _client(args)
-    journal, failed = _places(args)
-    with _open_input(args.file) as file, tempfile.SpooledTemporaryFile(_MAX_IN_MEMORY) as failures:
+    client = None if args.dry_run else _client(args)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(_open_input(args.file))
         source = _Input(file, args.batch_size)
+        is_file = os.path.isfile(args.file) and not args.file.startswith(("/dev/stdin", "/dev/fd/"))
+        if is_file or args.dry_run:
+            source.check()
+        if client is None:
+            batches = _count(-(-source.total // args.batch_size), "batch")
+            _print(f"{_count(source.total, 'request')} in {batches}, nothing sent")
+            return 0
+        journal, failed = _places(args, is_file, source.is_left_over)
+        is_public = is_file and os.fstat(file.fileno()).st_mode & stat.S_IROTH
+        failures = stack.enter_context(_failures(failed, 0o644 if is_public else 0o600))
         report = _Report(screen, source, failures)
-        if screen.live:
-            source.count()
         try:
             _print_responses(client, args, journal, source, report)
-            report.leave_failures(failed)
-        except (Exception, KeyboardInterrupt) as error:
-            exit_status = _report_error(error, screen)
-            ours = isinstance(error, (EcwidError, KeyboardInterrupt, _InputError, _OutputError))
-            if ours and journal is not None and os.path.exists(journal):
-                mended = "mended, " if isinstance(error, _InputError) else ""
-                screen.say(f"{mended}the same command goes on where this one ended")
-            return exit_status
+            report.end(failed)
+            _ignore_signals()  # from here on the job has ended, whatever comes
+            file.close()  # Windows replaces no file that is open
+            _put_in_place(failures, failed, args.file)
+        except (EcwidError, KeyboardInterrupt, _OutputError):
+            if journal is not None and os.path.exists(journal):
+                screen.hint = "the same command goes on where this one ended"
+            raise
     if journal is not None and args.journal is None:
-        _remove(journal)
-    report.end(failed)
+        _remove_journal(journal, screen)
     return 0 if report.first is None else 1
 
 
@@ -2245,67 +2624,126 @@ def _print_responses(
     )
     with contextlib.closing(stream):
         for response in stream:
-            try:
-                report.add(response)
-            except (Exception, KeyboardInterrupt) as error:
-                stream.throw(error)  # so that it knows that this response was not handed over
+            report.add(response)
+    try:
+        os.fsync(sys.stdout.fileno())
+    except OSError as error:  # EINVAL, if it is no file; but a full disk may tell only now
+        if error.errno in (errno.EDQUOT, errno.EIO, errno.ENOSPC):
+            raise _OutputError(f"cannot write the output: {error}") from None
 
 
-def _places(args: Any) -> tuple[str | None, str | None]:
-    """Return the paths of the journal and of the failures, or None for what is not to be left.
+def _places(args: Any, is_file: bool, is_left_over: bool) -> tuple[str | None, str | None]:
+    """Return the paths of the journal and of FILE.failed, or None for what is not to be left.
 
-    Raises ValueError if one cannot be written there, or would overwrite something else.
+    Raises ValueError for one that would overwrite something else.
     """
     journal, failed = args.journal, args.failed
-    if os.path.isfile(args.file) and not args.file.startswith(("/dev/stdin", "/dev/fd/")):
+    if "" in (journal, failed):
+        raise ValueError("--journal and --failed must name a file (is a variable not set?)")
+    if is_file:
         journal = journal or f"{args.file}.journal"
-        failed = failed or f"{args.file}.failed"
-    taken = {os.path.realpath(args.file): "FILE"}
+        failed = failed or (args.file if is_left_over else f"{args.file}.failed")
+    paths = [path for path in (journal, failed) if path is not None]
+    if not is_left_over:
+        paths.append(args.file)
+    elif failed != args.file:
+        raise ValueError(f"{args.file} was left by a job and is worked off in place: no --failed")
+    if len(set(map(os.path.realpath, paths))) < len(paths):
+        raise ValueError("FILE, --journal and --failed must be different files")
     for option, path in (("--journal", journal), ("--failed", failed)):
-        if path is not None:
-            _check_place(option, path, taken)
+        if path is not None and not _can_be_written(os.path.realpath(path)):
+            raise ValueError(f"cannot write {path}: name another file with {option}")
+    _refuse_interrupted(failed, args.file)
     return journal, failed
 
 
-def _check_place(option: str, path: str, taken: dict[str, str]) -> None:
-    place = os.path.realpath(path)
-    if place in taken:
-        raise ValueError(f"{option} must be another file than {taken[place]}, {path}")
-    taken[place] = option
-    special = os.path.exists(place) and not os.path.isfile(place)  # such as /dev/null
-    if special or not os.access(os.path.dirname(place), os.W_OK):
-        raise ValueError(f"cannot write {path}: name another file with {option}")
+def _can_be_written(path: str) -> bool:
+    if os.path.exists(path):
+        return os.path.isfile(path) and os.access(path, os.W_OK)
+    return os.access(os.path.dirname(path), os.W_OK)
 
 
-def _dry_run(args: Any, screen: _Screen) -> int:
-    with _open_input(args.file) as file:
-        total = sum(1 for _ in _Input(file, args.batch_size).requests())
-    batches = _count(-(-total // args.batch_size), "batch")
-    _write(sys.stdout, f"{_count(total, 'request')} in {batches}, nothing sent\n")
-    return 0
+def _refuse_interrupted(failed: str | None, file: str) -> None:
+    """Raise ValueError if FILE.failed is itself a job that has begun and not ended."""
+    journal = f"{failed}.journal"
+    if failed != file and os.path.exists(journal) and os.path.getsize(journal):
+        raise ValueError(
+            f"{failed} is a job that has not ended: first finish it with run {failed}, or remove "
+            f"{journal} to give it up"
+        )
+
+
+@contextlib.contextmanager
+def _failures(path: str | None, mode: int) -> Iterator[IO[bytes]]:
+    """Open the file that becomes FILE.failed. Nobody may read it who could not read FILE."""
+    part = os.devnull if path is None else f"{path}.part"
+    with open(part, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+        try:
+            yield file
+        finally:
+            with contextlib.suppress(OSError):
+                file.close()
+            if path is not None:
+                _remove(part)  # if it is not in its place, the same command will write it again
+
+
+def _put_in_place(failures: IO[bytes], failed: str | None, file: str) -> None:
+    """Replace FILE.failed by what did not succeed. What is not needed any more is removed."""
+    if failed is None:
+        return
+    _refuse_interrupted(failed, file)
+    with _output(failed):
+        if failures.tell():
+            failures.flush()
+            os.fsync(failures.fileno())
+            failures.close()
+            os.replace(failures.name, failed)
+        else:
+            _remove(failed)
+
+
+def _remove_journal(path: str, screen: _Screen) -> None:
+    """Remove the journal of a job that has ended. It is emptied first: an empty one is new."""
+    try:
+        with contextlib.closing(_open_journal(path)) as file:
+            file.truncate(0)
+            if sys.platform != "win32":
+                os.unlink(path)  # under the lock: later it may be that of the next job
+                return
+        for pause in (0.1, 0.2, 0.4):  # Windows removes no file that somebody has open
+            with contextlib.suppress(PermissionError):
+                os.unlink(path)
+                return
+            time.sleep(pause)
+        os.unlink(path)
+    except (OSError, EcwidError) as error:
+        screen.say(f"the job has ended, but its journal is still there: remove {path} ({error})")
 
 
 def _cancel(args: Any, screen: _Screen) -> int:
-    count = _client(args, max_retry_time=10.0).cancel(args.group)
-    _write(sys.stdout, json.dumps({"group": args.group, "updateCount": count}) + "\n")
-    return 0
+    count = _client(args).cancel(args.group)
+    _print(json.dumps({"group": args.group, "updateCount": count}))
+    if not count:
+        screen.say(f"there was nothing to stop in the group {args.group}")
+    return 0 if count else 1
 
 
-def _client(args: Any, **options: Any) -> EcwidClient:
-    token = None
+def _client(args: Any) -> EcwidClient:
+    store_id = token = None
     if args.token_file is not None:
-        with open(args.token_file, encoding="ascii", errors="replace") as file:
-            token = file.read(65536).strip()
-    return EcwidClient(token=token, base_url=args.base_url, **options)
+        with open(args.token_file, encoding="utf-8-sig", errors="replace") as file:
+            token = _checked_token(file.read(65536).strip(), args.token_file)
+        store_id = os.environ.get("ECWID_STORE_ID", "").strip()
+    return EcwidClient(store_id, token, base_url=args.base_url, max_retry_time=args.max_retry_time)
 
 
-def _open_input(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+def _open_input(path: str) -> IO[bytes]:
     """Open FILE for reading; - is standard input."""
     if path != "-":
         return open(path, "rb")
     if sys.stdin is None:
         raise ValueError("standard input is closed")
-    return contextlib.nullcontext(sys.stdin.buffer)
+    return sys.stdin.buffer
 
 
 def _remove(path: str) -> None:
@@ -2313,24 +2751,13 @@ def _remove(path: str) -> None:
         os.unlink(path)
 
 
-def _report_error(error: BaseException, screen: _Screen) -> int:
-    """Say what went wrong; return the exit status. Raises the error if it is a bug."""
-    if isinstance(error, _OutputError):
-        if not isinstance(error.__cause__, BrokenPipeError):  # a reader that has had enough
-            screen.say(f"cannot write the output: {error}")
-        return 5
-    if isinstance(error, _Terminated):
-        screen.say("terminated")
-        return 143
-    if isinstance(error, KeyboardInterrupt):
-        screen.say("interrupted")
-        return 130
-    if not isinstance(error, (EcwidError, OSError, ValueError)):
-        raise error
-    screen.say(str(error))
-    if isinstance(error, BatchTimeoutError):
-        return 4
-    return 3 if isinstance(error, EcwidError) else 2
+def _ignore_signals() -> None:
+    """Let no signal make a job that has ended look as if it had not."""
+    import signal
+
+    with contextlib.suppress(ValueError):  # not in the main thread: no signals there
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _parser() -> Any:
@@ -2341,58 +2768,49 @@ def _parser() -> Any:
             raise argparse.ArgumentTypeError(f"must be 1 to {_MAX_REQUESTS}")
         return int(text)
 
-    common = argparse.ArgumentParser(add_help=False)
-    option = common.add_argument
-    option("--token-file", metavar="FILE", help="read the token from FILE")
-    option("--base-url", metavar="URL", help="instead of ECWID_BASE_URL or Ecwid's own")
-    option("-q", "--quiet", action="store_true", help="no progress and no summary")
-    option("-v", "--verbose", action="store_true", help="log every exchange")
-
     shape: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    shape["epilog"] = _EXIT_STATUS
     parser = argparse.ArgumentParser("ecwid-batch", description=_DESCRIPTION, **shape)
+    parser.epilog = _EXIT_STATUS
     parser.add_argument("--version", action="version", version=f"ecwid-batch {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    def command(name: str, function: object, about: str, more: str, max_retry_time: float) -> Any:
+        text = more or about
+        made = commands.add_parser(name, help=about, description=text, epilog=_EXIT_STATUS, **shape)
+        made.set_defaults(function=function)
+        option = made.add_argument
+        option("--token-file", metavar="FILE", help="read the token from FILE")
+        option("--base-url", metavar="URL", help="instead of ECWID_BASE_URL or Ecwid's own")
+        about = "try a failing call again for S seconds, up to 3600 (default: %(default)g)"
+        option("--max-retry-time", metavar="S", type=float, default=max_retry_time, help=about)
+        option("-q", "--quiet", action="store_true", help="no progress and no summary")
+        option("-v", "--verbose", action="store_true", help="log every exchange")
+        return option
+
     about = "stop the requests of a group that have not run yet"
-    cancel = commands.add_parser("cancel", help=about, description=about, parents=[common], **shape)
-    cancel.add_argument("group", metavar="GROUP", help="the ID that --group gave to the job")
-    cancel.set_defaults(function=_cancel)
+    option = command("cancel", _cancel, about, "", 10.0)
+    option("group", metavar="GROUP", help="the ID that --group gave to the job")
 
     about = "run all requests of a file; print one JSON line per response"
-    run = commands.add_parser(
-        "run", help=about, description=_RUN_DESCRIPTION, parents=[common], **shape
-    )
-    option = run.add_argument
+    option = command("run", _run, about, _RUN_DESCRIPTION, 120.0)
     option("file", metavar="FILE", help="JSON lines or a JSON array; - is standard input")
-    option(
-        "--batch-size",
-        metavar="N",
-        type=batch_size,
-        default=_MAX_REQUESTS,
-        help=f"requests in a batch, 1 to {_MAX_REQUESTS} (default: %(default)s)",
-    )
+    about = f"requests in a batch, 1 to {_MAX_REQUESTS} (default: %(default)s)"
+    option("--batch-size", metavar="N", type=batch_size, default=_MAX_REQUESTS, help=about)
     option("--parallel", action="store_true", help="run up to 100 requests of a batch at once")
     option("--continue-on-failure", action="store_true", help="go on after a failed request")
     option("--group", metavar="ID", help="name the job, to be able to cancel it")
     option("--timeout", metavar="S", type=float, help="exit with status 4 after S seconds")
     option("--journal", metavar="FILE", help="instead of FILE.journal; is kept at the end")
     option("--failed", metavar="FILE", help="instead of FILE.failed; is replaced, or removed")
-    option(
-        "--dry-run",
-        action="store_const",
-        dest="function",
-        const=_dry_run,
-        help="check all of FILE, send nothing; needs no store",
-    )
-    run.set_defaults(function=_run)
+    option("--dry-run", action="store_true", help="check FILE, send nothing; needs no store")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return its exit status, which `--help` explains.
 
-    argv  the arguments; None takes those of the process
+    argv  the arguments. None takes those of the process, which a signal then ends; else signals
+          and logging are at the end as they were
     """
     import signal
 
@@ -2401,19 +2819,53 @@ def main(argv: list[str] | None = None) -> int:
 
     args = _parser().parse_args(argv)
     screen = _Screen(args.quiet)
+    level = _LOG.level
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     _LOG.addHandler(screen)
     if args.verbose:
         _LOG.setLevel(logging.DEBUG)
     try:
         with contextlib.suppress(ValueError):  # not in the main thread: no signals there
             signal.signal(signal.SIGTERM, terminate)
+        for stream in (sys.stdin, sys.stdout):
+            with contextlib.suppress(AttributeError, OSError):  # there may be none
+                os.set_blocking(stream.fileno(), True)
+        status = _exit_status(args, screen)
+    finally:
+        _LOG.removeHandler(screen)
+        _LOG.setLevel(level)
+    if argv is None and status > 128 and sys.platform != "win32":
+        signal.signal(status - 128, signal.SIG_DFL)
+        os.kill(os.getpid(), status - 128)
+    if argv is not None:
+        with contextlib.suppress(ValueError):
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return status
+
+
+def _exit_status(args: Any, screen: _Screen) -> int:
+    """Run a command, say what went wrong and return the exit status. A bug shows its traceback."""
+    try:
         if sys.stdout is None:
             raise _OutputError("standard output is closed")
         return int(args.function(args, screen))
-    except (Exception, KeyboardInterrupt) as error:
-        return _report_error(error, screen)
-    finally:
-        _LOG.removeHandler(screen)
+    except _Terminated:
+        words, status = "terminated", 143
+    except KeyboardInterrupt:
+        words, status = "interrupted", 130
+    except _OutputError as error:
+        words, status = str(error), 5
+    except BatchTimeoutError as error:
+        words, status = str(error), 4
+    except EcwidError as error:
+        words, status = str(error), 3
+    except (OSError, ValueError) as error:
+        words, status = str(error), 2
+    for text in (words, screen.hint):
+        if text:
+            screen.say(text)
+    return status
 
 
 if __name__ == "__main__":
