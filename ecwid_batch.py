@@ -105,6 +105,8 @@ _METHODS = ("GET", "POST", "PUT", "DELETE")
 
 def _text(name: str, value: object) -> str:
     """Return text as a plain str: a member of `class Status(str, Enum)` becomes its value."""
+    if type(value) is str and value and value.isascii():
+        return value
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {type(value).__name__}; write str(...)")
     if not value:
@@ -113,13 +115,11 @@ def _text(name: str, value: object) -> str:
     return str.__str__(value)
 
 
-def _check_type(name: str, value: object, kind: type) -> None:
-    if isinstance(value, kind):
-        return
+def _wrong_type(name: str, value: object, kind: type) -> TypeError:
     found = type(value).__name__
     if found == kind.__name__:
         found += f" of a second copy of the module, {type(value).__module__}"
-    raise TypeError(f"{name} must be a {kind.__name__}, not {found}")
+    return TypeError(f"{name} must be a {kind.__name__}, not {found}")
 
 
 def _one_line(text: str, limit: int = 300) -> str:
@@ -152,19 +152,23 @@ def _json_default(value: object) -> object:
 _encode = json.JSONEncoder(allow_nan=False, default=_json_default).encode
 
 
-def _check_keys(value: object) -> None:
+_STR = frozenset((str,))
+_SCALARS = frozenset((str, int, float, bool, type(None)))
+
+
+def _check_keys(value: Any) -> None:
     """Raise ValueError if an object would have one name twice in JSON, as {1: ..., "1": ...}."""
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            _check_keys(item)
-    elif isinstance(value, dict):
-        if not all(type(name) is str for name in value):
+    if isinstance(value, dict):
+        if not _STR.issuperset(map(type, value)):
             names = json.loads(_encode(dict.fromkeys(value)))
             if len(names) < len(value):
                 raise ValueError("two keys of the body are the same in JSON, such as 1 and '1'")
-        for item in value.values():
-            if isinstance(item, (dict, list, tuple)):
-                _check_keys(item)
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return
+    for item in value:
+        if type(item) not in _SCALARS:
+            _check_keys(item)
 
 
 class _SentBody:
@@ -489,7 +493,8 @@ def _given_ids(requests: tuple[BatchRequest, ...], first: int) -> tuple[str, ...
     """Return the id of each request: its own, or its place in the job, counted from `first`."""
     places: dict[str, int] = {}
     for place, request in enumerate(requests, first):
-        _check_type(f"request {place:,}", request, BatchRequest)
+        if not isinstance(request, BatchRequest):
+            raise _wrong_type(f"request {place:,}", request, BatchRequest)
         id = request.id or f"{place:06d}"
         if id in places:
             raise ValueError(
@@ -1403,7 +1408,7 @@ class EcwidClient:
 
         Reference: "Create batch request".
         """
-        _check_type("batch", batch, Batch)
+        _check_batch(batch)
         if time.time() >= batch._key_end:
             batch._key_end = time.time() + _KEY_LIFETIME
         return self._submit(batch, batch._key_end, _Task(self.store_id))
@@ -1434,7 +1439,7 @@ class EcwidClient:
         on_progress  a function that is called with the status after each look at the batch
         """
         if batch is not None:
-            _check_type("batch", batch, Batch)
+            _check_batch(batch)
         _check_callable(on_progress)
         task = _Task(self.store_id, timeout, _text("ticket", ticket))
         for status in self._looks(ticket, batch, task):
@@ -1644,6 +1649,11 @@ class EcwidClient:
     def _clean(self, text: str) -> str:
         """Return text from outside as one short line, with the token masked."""
         return _one_line(text.replace(self._token, "***"))
+
+
+def _check_batch(batch: object) -> None:
+    if not isinstance(batch, Batch):
+        raise _wrong_type("batch", batch, Batch)
 
 
 def _refuse_batch(requests: object) -> None:
