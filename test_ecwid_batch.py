@@ -2,6 +2,7 @@
 
     python3 test_ecwid_batch.py demo     the reference's example through the real client, explained
     python3 test_ecwid_batch.py serve    the stand-in alone, for experiments
+    python3 test_ecwid_batch.py check    whether a live shop behaves as this project assumes
     python3 -m unittest                  the tests
 
 In a test of your own, with this file copied beside it as ecwid_stand_in.py:
@@ -11,8 +12,8 @@ In a test of your own, with this file copied beside it as ecwid_stand_in.py:
     with StandIn() as ecwid:
         client = ecwid.client()
 
-The parts, in this order: the shop in memory, the batch engine, its HTTP face and its faults, demo
-and serve, the tests. Standard library only.
+The parts, in this order: the shop in memory, the batch engine, its HTTP face and its faults, demo,
+check and serve, the tests. Standard library only.
 
 Nothing here waits: while a stand-in is open, the library's module `time` is a Clock, on which a
 pause passes at once. Tests that need hours put a client with the opener Direct onto a Clock that
@@ -111,78 +112,131 @@ KINDS = {  # of things: the word for one, Ecwid's code if it is missing, the fie
     "orders": ("Order", "ORDER_NOT_FOUND", "email"),
     "customers": ("Customer", "CUSTOMER_NOT_FOUND", "email"),
     "categories": ("Category", "CATEGORIES_NOT_FOUND", "name"),
-    "discount_coupons": ("Coupon", "COUPON_NOT_FOUND", "name"),
+    "discount_coupons": ("Discount coupon", "DISCOUNT_COUPON_NOT_FOUND", "name"),
     "customer_groups": ("Customer group", "CUSTOMER_GROUP_NOT_FOUND", "name"),
+    "classes": ("Product type", "PRODUCT_CLASS_NOT_FOUND", "name"),
     "combinations": ("Combination", "COMBINATION_NOT_FOUND", "options"),
 }
 
 
-class Collection(dict):
-    """The things of one kind, by their ids."""
+def wrong(what):
+    return Refusal(400, "WRONG_PARAMETER", what)
 
-    EQUAL = {"sku", "productId", "enabled", "paymentStatus", "fulfillmentStatus", "email", "code"}
+
+class Collection(dict):
+    """The things of one kind, by their ids. `parts` has the variations of each product."""
+
+    EQUAL = {"sku", "productId", "ids", "enabled", "paymentStatus", "fulfillmentStatus", "email"}
+    EQUAL |= {"code", "parent", "customerGroup"}
+    FIELDS = {"productId": "id", "ids": "id", "parent": "parentId"}
+    FIELDS["customerGroup"] = "customerGroupId"
     TIMES = {"createdFrom", "createdTo", "updatedFrom", "updatedTo"}
     SORTED = {"ADDED_TIME": "createTimestamp", "UPDATED_TIME": "updateTimestamp"}
     ELSEWHERE = {"offset", "limit", "responseFields", "lang"}
 
-    def __init__(self, kind, ids):
+    def __init__(self, kind, ids, parts=None):
         super().__init__()
+        self.kind, self.ids = kind, ids
         self.word, self.missing, self.required = KINDS[kind]
-        self.ids = ids
-        self.skus = {}  # with the ids of the things that have them
+        self.parts = {} if parts is None else parts
+        self.unique = {"discount_coupons": "code"}.get(kind, "sku")
+        self.taken = {}  # by the unique field, the ids of the things that have it
 
-    def __setitem__(self, number, item):
-        super().__setitem__(number, item)
-        self.skus[item.get("sku")] = number
+    def __setitem__(self, id, item):
+        super().__setitem__(id, item)
+        self.taken[item.get(self.unique)] = id
 
-    def item(self, text):
-        item = self.get(int(text)) if text.isdecimal() else None
+    def find(self, text):
+        """Return a thing by its id, or a coupon by its code, as it stands in a path."""
+        id = int(text) if re.fullmatch("[0-9]{1,18}", text) else text
+        if self.kind == "orders":
+            id = f"XJ{id}H" if isinstance(id, int) else text  # an order's number, or its id
+        if self.kind == "discount_coupons" and id not in self:
+            id = self.taken.get(text)
+        item = self.get(id)
         if item is None:
             raise Refusal(404, self.missing, f"{self.word} #{text} not found")
         return item
 
+    def shown(self, item):
+        """Return a thing as Ecwid shows it: a product with its variations."""
+        parts = self.parts.get(item["id"])
+        return {**item, "combinations": list(parts.values())} if parts else item
+
+    def refuse_taken(self, body, id=None):
+        value = body.get(self.unique)
+        owner = self.taken.get(value)
+        if value and owner not in (None, id) and self.get(owner, {}).get(self.unique) == value:
+            code = {"sku": "SKU_ALREADY_EXISTS"}.get(self.unique, "CONSTRAINT_VIOLATION")
+            raise Refusal(409, code, f"{self.unique} {value} is already used")
+
     def add(self, body):
-        if not body or not body.get(self.required):
-            raise Refusal(400, "WRONG_PARAMETER", f"Field {self.required} is required")
-        sku = body.get("sku")
-        if sku and self.get(self.skus.get(sku), {}).get("sku") == sku:
-            raise Refusal(409, "SKU_ALREADY_EXISTS", f"SKU {sku} is already used")
+        if not body.get(self.required):
+            raise wrong(f"Field {self.required} is required")
+        self.refuse_taken(body)
         now = int(time.time())
         number = next(number for number in self.ids if number not in self)
-        self[number] = {
-            "enabled": True,
-            "createTimestamp": now,
-            "updateTimestamp": now,
-            **body,
-            "id": number,
-        }
-        return {"id": number}
+        item = {"enabled": True, "createTimestamp": now, "updateTimestamp": now, **body}
+        if self.kind == "orders":
+            item.update(id=f"XJ{number}H", orderNumber=number)
+        else:
+            item["id"] = number
+        self[item["id"]] = item
+        answer = {"id": number}
+        if self.kind == "orders":
+            answer["orderid"] = item["id"]
+        if self.kind == "discount_coupons":
+            answer["code"] = item.setdefault("code", f"CODE{number}")
+            self[number] = item
+        return answer
+
+    def change(self, item, body):
+        self.refuse_taken(body, item["id"])
+        item.update({**body, "id": item["id"], "updateTimestamp": int(time.time())})
+        self[item["id"]] = item
+        return {"updateCount": 1}
+
+    def skus(self, item):
+        return [
+            item.get("sku"),
+            *(part.get("sku") for part in self.parts.get(item["id"], {}).values()),
+        ]
+
+    def kept(self, found, name, text):
+        """Return what a filter leaves of what was found; warn of one that is unknown."""
+        if name == "sku":
+            wanted = set(text.split(","))
+            return [item for item in found if wanted.intersection(self.skus(item))]
+        if name in self.EQUAL:
+            wanted, field = text.split(","), self.FIELDS.get(name, name)
+            return [item for item in found if written(item.get(field)) in wanted]
+        if name in self.TIMES:
+            sign, moment = 1 if name.endswith("From") else -1, timestamp(name, text)
+            field = f"{name[:6]}Timestamp"  # createTimestamp, updateTimestamp
+            return [item for item in found if sign * (item.get(field, 0) - moment) >= 0]
+        if name == "category":
+            return [item for item in found if text in map(str, item.get("categoryIds", ()))]
+        if name == "inStock":
+            return [item for item in found if written(item.get("quantity", 1) > 0) == text]
+        if name == "keyword":
+            return [item for item in found if text.lower() in json.dumps(item).lower()]
+        if name == "sortBy":
+            word, _, direction = text.rpartition("_")
+            field = self.SORTED.get(word, word.lower())
+            key = lambda item: (isinstance(item.get(field), str), item.get(field) or 0)  # noqa: E731
+            found = sorted(found, key=key)
+            return found[::-1] if direction == "DESC" else found
+        if name not in self.ELSEWHERE:
+            warnings.warn(f"the stand-in ignores the parameter {name!r}", stacklevel=2)
+        return found
 
     def search(self, query):
-        """Return the first page of what a query finds; warn of a filter that is not known."""
+        """Return the page that a query asks for."""
         found = list(self.values())
         for name, text in query.items():
-            if name in self.EQUAL:
-                wanted, field = text.split(","), "id" if name == "productId" else name
-                found = [item for item in found if written(item.get(field)) in wanted]
-            elif name in self.TIMES:
-                sign, moment = 1 if name.endswith("From") else -1, timestamp(name, text)
-                field = f"{name[:6]}Timestamp"  # createTimestamp, updateTimestamp
-                found = [item for item in found if sign * (item.get(field, 0) - moment) >= 0]
-            elif name == "category":
-                found = [i for i in found if text in map(str, i.get("categoryIds", ()))]
-            elif name == "keyword":
-                found = [item for item in found if text.lower() in json.dumps(item).lower()]
-            elif name == "sortBy":
-                word, _, direction = text.rpartition("_")
-                field = self.SORTED.get(word, word.lower())
-                found.sort(key=lambda i: (isinstance(i.get(field), str), i.get(field) or 0))
-                if direction == "DESC":
-                    found.reverse()
-            elif name not in self.ELSEWHERE:
-                warnings.warn(f"the stand-in ignores the parameter {name!r}", stacklevel=2)
+            found = self.kept(found, name, text)
         offset, limit = whole(query, "offset", 0), min(whole(query, "limit", 100), 100)
-        page = found[offset : offset + limit]
+        page = [self.shown(item) for item in found[offset : offset + limit]]
         counts = {"total": len(found), "count": len(page), "offset": offset, "limit": limit}
         return {**counts, "items": page}
 
@@ -194,17 +248,17 @@ def written(value):
 def whole(query, name, default):
     text = query.get(name, str(default))
     if not re.fullmatch("[0-9]{1,9}", text):
-        raise Refusal(400, "WRONG_PARAMETER", f"Parameter {name} has a wrong value")
+        raise wrong(f"Parameter {name} has a wrong value")
     return int(text)
 
 
 def timestamp(name, text):
-    if text.isdecimal():
+    if re.fullmatch("[0-9]{1,12}", text):
         return int(text)
     try:
         moment = datetime.datetime.fromisoformat(text[:19])
     except ValueError:
-        raise Refusal(400, "WRONG_PARAMETER", f"Parameter {name} has a wrong value") from None
+        raise wrong(f"Parameter {name} has a wrong value") from None
     return moment.replace(tzinfo=datetime.timezone.utc).timestamp()
 
 
@@ -232,6 +286,114 @@ def field_tree(text):
     return tree
 
 
+@dataclasses.dataclass
+class Call:
+    """A REST call on its way to a route: the collection that it is about, and the thing in it."""
+
+    query: dict
+    body: dict
+    things: Collection = None
+    item: dict = None
+
+
+def adjust(shop, call):
+    delta = call.body.get("quantityDelta")
+    if type(delta) is not int:
+        raise wrong("Field quantityDelta must be a number")
+    call.item["quantity"] = call.item.get("quantity", 0) + delta
+    warning = {"warning": "Product has negative stock."} if call.item["quantity"] < 0 else {}
+    return {"updateCount": 1, **warning}
+
+
+def add_image(part):
+    def route(shop, call):
+        url = call.query.get("externalUrl") or call.body.get("url")
+        if not url:
+            raise wrong("POST an image with externalUrl, or …/async with the field url")
+        call.item.setdefault(f"{part}Urls", []).append(url)
+        return {"id": next(shop.ids)}
+
+    return route
+
+
+def remove_images(part):
+    return lambda shop, call: {"deleteCount": len(call.item.pop(f"{part}Urls", ()))}
+
+
+def products_of(shop, call):
+    numbers = call.body.get("productIds")
+    if not isinstance(numbers, list):
+        raise wrong("Field productIds must be an array")
+    return [shop.items["products"].find(str(number)) for number in numbers]
+
+
+def assign(shop, call):
+    for product in products_of(shop, call):
+        product["categoryIds"] = [*product.get("categoryIds", ()), call.item["id"]]
+    return {"updateCount": 1}
+
+
+def unassign(shop, call):
+    for product in products_of(shop, call):
+        kept = [id for id in product.get("categoryIds", ()) if id != call.item["id"]]
+        product["categoryIds"] = kept
+    return {"deleteCount": 1}
+
+
+def sort(shop, call):
+    numbers = call.body.get("sortedIds")
+    if not isinstance(numbers, list):
+        raise wrong("Field sortedIds must be an array")
+    for place, number in enumerate(numbers):
+        call.things.find(str(number))["orderBy"] = place
+    return {"updateCount": len(numbers)}
+
+
+def clear(shop, call):
+    count = len(call.things)
+    call.things.clear()
+    return {"deleteCount": count}
+
+
+def remove(shop, call):
+    del call.things[call.item["id"]]
+    return {"deleteCount": 1}
+
+
+def bare(shop, call):
+    return call.things.search({**call.query, "limit": "100"})["items"]
+
+
+ROUTES = {  # KIND stands for the first word of a path that has no route of its own, * for an id
+    "profile": {
+        "GET": lambda shop, call: shop.profile,
+        "PUT": lambda shop, call: shop.profile.update(call.body) or {"updateCount": 1},
+    },
+    "KIND": {
+        "GET": lambda shop, call: call.things.search(call.query),
+        "POST": lambda shop, call: call.things.add(call.body),
+    },
+    "KIND/*": {
+        "GET": lambda shop, call: call.things.shown(call.item),
+        "PUT": lambda shop, call: call.things.change(call.item, call.body),
+        "DELETE": remove,
+    },
+    "classes": {"GET": bare, "POST": lambda shop, call: call.things.add(call.body)},
+    "categories/sort": {"PUT": sort},
+    "products/*/inventory": {"PUT": adjust},
+    "products/*/combinations/*/inventory": {"PUT": adjust},
+    "categories/*/assignProducts": {"POST": assign},
+    "categories/*/unassignProducts": {"POST": unassign},
+}
+ROUTES["products"] = {**ROUTES["KIND"], "DELETE": clear}  # of no other kind all can be deleted
+ROUTES["products/*/combinations"] = {**ROUTES["classes"], "DELETE": clear}
+ROUTES["products/*/combinations/*"] = ROUTES["KIND/*"]
+for part in ("products/*/image", "products/*/gallery", "categories/*/image"):
+    name = part.rpartition("/")[2]
+    ROUTES[part] = {"POST": add_image(name), "DELETE": remove_images(name)}
+    ROUTES[f"{part}/async"] = {"POST": add_image(name)}
+
+
 class Shop:
     """A small shop. `items` has a dict of dicts, by id, for each kind of thing."""
 
@@ -241,11 +403,13 @@ class Shop:
             "account": {"accountEmail": "owner@example.com"},
         }
         self.ids = itertools.count(1001)
+        self.variations = {}  # by the id of the product
         self.items = {kind: Collection(kind, self.ids) for kind in KINDS if kind != "combinations"}
-        self.variations = collections.defaultdict(lambda: Collection("combinations", self.ids))
+        self.items["products"].parts = self.variations
         email = "ec.apps@lightspeedhq.com"
+        order = {"id": "XJ1H", "orderNumber": 1, "email": email, "total": 24.99}
+        self.items["orders"]["XJ1H"] = {**order, "paymentStatus": "PAID"}
         self.items["categories"][9691094] = {"id": 9691094, "name": "New"}
-        self.items["orders"][1] = {"id": 1, "email": email, "total": 24.99, "paymentStatus": "PAID"}
         self.items["customers"][1] = {"id": 1, "email": email}
         self.stock(1)
 
@@ -264,79 +428,36 @@ class Shop:
         segments = [urllib.parse.unquote_plus(part) for part in url.path.split("/")[1:]]
         try:
             if body not in (None, "") and not isinstance(body, dict):
-                raise Refusal(400, "WRONG_PARAMETER", "The body must be a JSON object")
-            status, found = self.found(method, segments, query, body or {})
+                raise wrong("The body must be a JSON object")
+            found = self.routed(method, segments, Call(query, body or {}))
         except Refusal as refusal:
             return refusal.answer()
+        status = 202 if (method, segments) == ("DELETE", ["products"]) else 200
         return status, picked(found, field_tree(query.get("responseFields", "")))
 
-    def found(self, method, segments, query, body):
+    def routed(self, method, segments, call):
         kind, *rest = segments
-        if kind == "profile" and not rest:
-            return 200, self.of_item(method, self.profile, body, None)
-        if kind not in self.items or len(rest) > 3:
-            raise Refusal(404, "NOT_FOUND", f"Path /{'/'.join(segments)} not found")
-        things = self.items[kind]
-        if len(rest) >= 2:
-            things.item(rest[0])
-            return self.of_part(method, kind, rest, query, body)
-        return self.of_collection(method, things, rest, query, body)
-
-    def of_collection(self, method, things, rest, query, body):
-        if rest:
-            item = things.item(rest[0])
-            return 200, self.of_item(method, item, body, lambda: things.pop(item["id"]))
-        if method == "GET":
-            return 200, things.search(query)
-        if method == "POST":
-            return 200, things.add(body)
-        if method == "DELETE":
-            count = len(things)
-            things.clear()
-            return 202, {"deleteCount": count}
-        raise Refusal(405, "METHOD_NOT_ALLOWED", "Method not allowed")
-
-    def of_item(self, method, item, body, delete):
-        if method == "GET":
-            return item
-        if method == "PUT":
-            item.update({**body, "updateTimestamp": int(time.time())})
-            return {"updateCount": 1}
-        if method == "DELETE" and delete is not None:
-            delete()
-            return {"deleteCount": 1}
-        raise Refusal(405, "METHOD_NOT_ALLOWED", "Method not allowed")
-
-    def of_part(self, method, kind, rest, query, body):
-        """Answer a call below a thing: its combinations, images, stock or products."""
-        item = self.items[kind].item(rest[0])
-        part = (kind, rest[1])
-        if part == ("products", "combinations"):
-            return self.of_collection(method, self.variations[item["id"]], rest[2:], query, body)
-        if len(rest) > 2:
-            raise Refusal(404, "NOT_FOUND", f"Path /{kind}/{'/'.join(rest)} not found")
-        if part == ("products", "inventory") and method == "PUT":
-            delta = body.get("quantityDelta")
-            if type(delta) is not int:
-                raise Refusal(400, "WRONG_PARAMETER", "Field quantityDelta must be a number")
-            item["quantity"] = item.get("quantity", 0) + delta
-            return 200, {"updateCount": 1}
-        if part in (("products", "image"), ("products", "gallery")) and method == "POST":
-            if not query.get("externalUrl"):
-                raise Refusal(400, "WRONG_PARAMETER", "POST an image with externalUrl")
-            item.setdefault(f"{rest[1]}Urls", []).append(query["externalUrl"])
-            return 200, {"id": next(self.ids)}
-        if part == ("categories", "assignProducts") and method == "POST":
-            numbers = body.get("productIds")
-            if not isinstance(numbers, list):
-                raise Refusal(400, "WRONG_PARAMETER", "Field productIds must be an array")
-            products = [self.items["products"].item(str(number)) for number in numbers]
-            for product in products:
-                product["categoryIds"] = [*product.get("categoryIds", ()), item["id"]]
-            return 200, {"updateCount": len(products)}
-        if rest[1] in ("combinations", "inventory", "image", "gallery", "assignProducts"):
+        places = [
+            "*" if place % 2 and word not in ("sort", "async") else word
+            for place, word in enumerate(segments)
+        ]
+        route = ROUTES.get("/".join(places))
+        if route is None and kind in self.items:
+            route = ROUTES.get("/".join(["KIND", *places[1:]]))
+        if route is None:
+            text = f"the stand-in has no /{'/'.join(places)}; answer it with `script`"
+            raise Refusal(404, "NOT_IN_THE_STAND_IN", text)
+        if method not in route:
             raise Refusal(405, "METHOD_NOT_ALLOWED", "Method not allowed")
-        raise Refusal(404, "NOT_FOUND", f"Path /{kind}/{'/'.join(rest)} not found")
+        call.things = self.items.get(kind)
+        if "*" in places:
+            call.item = call.things.find(rest[0])
+        if "combinations" in places:
+            new = Collection("combinations", self.ids)
+            call.things = self.variations.setdefault(call.item["id"], new)
+        if places.count("*") == 2:
+            call.item = call.things.find(rest[2])
+        return route[method](self, call)
 
 
 # --- The batch engine -----------------------------------------------------------------------------
@@ -360,6 +481,9 @@ class Clock:
 
     def time(self):
         return time.time() + self.skipped
+
+
+CLOCK = Clock()  # that of all stand-ins that have none of their own
 
 
 class Job:
@@ -433,7 +557,7 @@ class Job:
             return "COMPLETED"
         return "IN_PROGRESS" if self.rows or self.unseen else "QUEUED"
 
-    def status(self, escaped, older):
+    def status(self, escaped, light_rows):
         answer = {
             "status": self.state,
             "totalRequests": len(self.calls),
@@ -441,7 +565,7 @@ class Job:
         }
         if escaped:
             answer["responses"] = [self.escaped(row) for row in self.rows]
-        elif older:
+        elif light_rows:
             answer["responses"] = self.rows
         return answer
 
@@ -459,7 +583,9 @@ class Engine:
     latency         seconds that one wrapped call takes, or a function of the call that tells it
     time_scale      by which the 3 s between Ecwid's own tries of a failing call are multiplied
     rate_limit      calls a minute; None: no limit
-    older           answer a status without escapedJson as the older reference has it, with rows
+    light_rows      whether a status without escapedJson has rows, with httpBody: Ecwid's own PHP
+                    client reads them; the newer reference has none
+    bare_find       whether a search for batches is answered with a bare array
     cancelled_rows  how a cancelled request looks: "no row", "no code" or "code 0"
     clock           what tells the time: an object with sleep, monotonic and time
     shop            the shop; its `items` are dicts of dicts
@@ -475,17 +601,20 @@ class Engine:
         latency=0.0,
         time_scale=1.0,
         rate_limit=600,
-        older=False,
+        light_rows=True,
+        bare_find=False,
         cancelled_rows="no code",
+        fault_rate=0.0,
+        store_id=1003,
         token=None,
-        clock=None,
+        clock=CLOCK,
     ):
         if cancelled_rows not in ("no row", "no code", "code 0"):
             raise ValueError("cancelled_rows must be 'no row', 'no code' or 'code 0'")
-        self.store_id, self.token = 1003, token or f"secret_{uuid.uuid4().hex}"
+        self.store_id, self.token = store_id, token or f"secret_{uuid.uuid4().hex}"
         self.latency, self.time_scale, self.rate_limit = latency, time_scale, rate_limit
-        self.older, self.cancelled_rows = older, cancelled_rows
-        self.clock = clock or Clock()
+        self.light_rows, self.bare_find, self.cancelled_rows = light_rows, bare_find, cancelled_rows
+        self.fault_rate, self.clock = fault_rate, clock
         self.lock = threading.Lock()
         self.reset()
 
@@ -498,21 +627,36 @@ class Engine:
         self.recent, self.blocked_until = collections.deque(), -math.inf
         self.early = 0  # calls during a block
 
+    @contextlib.contextmanager
+    def told(self):
+        """Keep what a user's own function raises: it is raised again when the stand-in closes."""
+        try:
+            yield
+        except Exception as error:
+            self.script_error = self.script_error or error
+
     def latency_of(self, call):
-        return self.latency(call) if callable(self.latency) else self.latency
+        seconds = self.latency
+        if callable(seconds):
+            seconds = 0.0
+            with self.told():
+                seconds = float(self.latency(call))
+        return seconds
 
     def answer(self, ticket, call):
         """Return HTTP status and JSON for a wrapped call."""
         self.ledger.append((ticket, call))
-        try:
+        scripted = (500, {"errorMessage": "the script failed", "errorCode": "INTERNAL_ERROR"})
+        with self.told():
             scripted = self.script(call) if self.script else None
             if scripted is not None:
-                status, body = scripted
-                json.dumps(body)
-                return int(status), body
-        except Exception as error:  # raised again when the stand-in closes
-            self.script_error = self.script_error or error
-            return 500, {"errorMessage": f"script: {error!r}", "errorCode": "INTERNAL_ERROR"}
+                json.dumps(scripted[1])
+                if not (isinstance(scripted[0], int) and 100 <= scripted[0] <= 599):
+                    raise ValueError(f"a script returned {scripted[0]!r}, which is no HTTP status")
+        if self.script_error is not None and scripted is not None:
+            scripted = (500, {"errorMessage": repr(self.script_error)})
+        if scripted is not None:
+            return scripted
         body = call.get("body")
         if body and isinstance(body, str):
             try:
@@ -657,13 +801,13 @@ class Engine:
         offset, limit = whole(query, "offset", 0), whole(query, "limit", 100)
         page = found[offset : offset + min(limit, 100)]
         items = [{"ticket": job.ticket, "status": job.state} for job in page]
-        return items if self.older else {"items": items}
+        return items if self.bare_find else {"items": items}
 
     def look(self, query):
         job = self.jobs.get(query.get("ticket"))
         if job is None:
             raise Refusal(404, "BATCH_NOT_FOUND", "Batch not found")
-        return job.status(query.get("escapedJson") == "true", self.older)
+        return job.status(query.get("escapedJson") == "true", self.light_rows)
 
     def delete(self, query):
         job = self.jobs.pop(query.get("ticketId") or query.get("ticket"), None)
@@ -715,6 +859,7 @@ FAULTS = {  # what goes wrong, and the answer: HTTP status, headers, JSON or byt
     "odd counts": ("the next answer with responses has counts that are not numbers", None),
 }  # "after": Ecwid acts on the request, and only its answer suffers
 ROW_FAULTS = ("lost rows", "repeated rows", "odd counts")
+TROUBLE = [fault for fault in FAULTS if fault not in (*ROW_FAULTS, "redirect", "html 404", "block")]
 
 
 class Faults(collections.deque):
@@ -734,6 +879,9 @@ class Faults(collections.deque):
         return self
 
 
+OPEN = []  # the stand-ins that are open
+
+
 class StandIn(Engine):
     """The engine on loopback, over real HTTP: `with StandIn() as ecwid:`.
 
@@ -743,12 +891,14 @@ class StandIn(Engine):
                  a function that is called with the http.server handler and answers by itself
 
     The rest of its surface (shop, script, ledger, requests, latency, time_scale) is that of Engine.
-    `reset()` makes it as new. While it is open, no pause of the library takes real time. At its end
-    it raises what a script raised, or what a script returned that is no answer.
+    `reset()` makes it as new. While it is open, no pause of the library takes real time. Several
+    can be open at once. At its end it raises what a script, a latency or a fault of your own
+    raised, and what a script returned that is no answer.
     """
 
-    def __init__(self, port=0, **options):
+    def __init__(self, port=0, verbose=False, **options):
         super().__init__(**options)
+        self.verbose = verbose  # whether each request is logged on standard error
         handler = type("Handler", (Handler,), {"standin": self})
         self.server = Server(("127.0.0.1", port), handler)
         self.base_url = f"http://127.0.0.1:{self.server.server_port}/api/v3"
@@ -772,11 +922,17 @@ class StandIn(Engine):
     def __enter__(self):
         self.stack = contextlib.ExitStack()
         with contextlib.suppress(ImportError):  # then only other processes use the stand-in
-            self.stack.enter_context(mock.patch.object(find_library(), "time", self.clock))
+            library = find_library()
+            if library.time is not self.clock:  # that of the first of those that are open
+                self.stack.enter_context(mock.patch.object(library, "time", self.clock))
         self.thread.start()
+        OPEN.append(self)
         return self
 
     def __exit__(self, kind, *exc_info):
+        OPEN.remove(self)
+        if OPEN:  # one that is open still needs the clock
+            OPEN[0].stack.push(self.stack.pop_all())
         self.stack.close()
         self.server.shutdown()
         self.server.server_close()
@@ -822,7 +978,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "0")
         body = self.rfile.read(int(length)) if length.isdecimal() else b""
         if callable(fault):
-            fault(self)
+            with self.standin.told(), contextlib.suppress(ConnectionError):  # the client is gone
+                fault(self)
         elif fault is None:
             self.send(*self.engine_answer(body))
         elif fault in ROW_FAULTS:
@@ -836,6 +993,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def next_fault(self):
         faults = self.standin.faults
+        if not faults and random.random() < self.standin.fault_rate:
+            return random.choice(TROUBLE)
         if not faults or (faults[0] in ROW_FAULTS and "escapedJson=true" not in self.path):
             return None
         return faults.popleft()
@@ -886,8 +1045,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(OSError, ValueError):  # the client has gone, or `reset` came first
             super().finish()
 
-    def log_message(self, *args):
-        pass
+    def log_message(self, form, *values):
+        if self.standin.verbose:
+            super().log_message(form, *values)
 
 
 def with_odd_rows(fault, answer):
@@ -903,7 +1063,7 @@ def with_odd_rows(fault, answer):
     return {**answer, "responses": rows}
 
 
-# --- demo and serve -------------------------------------------------------------------------------
+# --- demo, check and serve ------------------------------------------------------------------------
 
 
 def demo():
@@ -940,23 +1100,192 @@ def demo():
         return 0 if len(status.succeeded) == 3 and ran == list(batch.ids) else 1
 
 
+MISSING = "/products/999999999999"
+
+
+class Check:
+    """What this project assumes of Ecwid, asked of a live shop by GETs that change nothing."""
+
+    def __init__(self, environment, pause=0.5):
+        self.url = f"{environment['ECWID_BASE_URL']}/{environment['ECWID_STORE_ID']}"
+        self.token, self.pause = environment["ECWID_TOKEN"], pause
+        self.opener = urllib.request.build_opener()
+        if urllib.parse.urlsplit(self.url).hostname in ("127.0.0.1", "localhost"):
+            self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self.library, self.differs, self.headers = find_library(), 0, set()
+
+    def ask(self, method, path, query, body=None):
+        """Return HTTP status and JSON of a call."""
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        url = f"{self.url}{path}?{urllib.parse.urlencode(query)}"
+        request = urllib.request.Request(url, data, headers, method=method)
+        try:
+            response = self.opener.open(request, timeout=60)
+        except urllib.error.HTTPError as error:
+            response = error
+        with response:
+            self.headers |= {name for name in response.headers if "limit" in name.lower()}
+            text = response.read()
+        with contextlib.suppress(ValueError):
+            return response.code, json.loads(text)
+        return response.code, text.decode("utf-8", "replace")[:100]
+
+    def tell(self, assumption, expected, seen, fine):
+        self.differs += not fine
+        word = "as expected" if fine else "DIFFERS"
+        text = f"{word:11}  {assumption}: expected {expected}; seen {json.dumps(seen)[:250]}"
+        print(text.replace(self.token, "***"), flush=True)
+
+    def submit(self, paths, **options):
+        """Submit a batch of GETs; return its ticket and what the library makes of its end."""
+        calls = [{"id": f"check {n}", "method": "GET", "path": p} for n, p in enumerate(paths)]
+        query = {"allowParallelMode": "false", "stopOnFirstFailure": "true", **options}
+        code, answer = self.ask("POST", "/batch", query, calls)
+        ticket = answer.get("ticket") if isinstance(answer, dict) else None
+        fine = code == 200 and isinstance(ticket, str) and ticket != ""
+        if not fine or "deduplicationKey" in options:
+            self.tell("create", "200 and a ticket", [code, answer], fine)
+        if not fine:
+            sys.exit("there is no ticket, so nothing else can be asked")
+        return ticket
+
+    def look(self, ticket, **query):
+        return self.ask("GET", "/batch", {"ticket": ticket, **query})[1]
+
+    def end(self, ticket):
+        """Return the answer with the rows of a batch that is done, and how the library reads it."""
+        for _ in range(600):
+            answer = self.look(ticket, escapedJson="true")
+            try:
+                status = self.library.BatchStatus.from_dict(answer)
+            except self.library.EcwidError as error:
+                self.tell("status", "status and two counts", answer, False)
+                sys.exit(f"the library cannot read a status: {error}")
+            if status.done:
+                return answer, status
+            time.sleep(self.pause)
+        sys.exit("a batch does not end")
+
+    def rows(self, name, paths, expected, **options):
+        """Check how the library reads the rows of a batch."""
+        ticket = self.submit(paths, **options)
+        begun = time.monotonic()
+        answer, status = self.end(ticket)
+        seconds = time.monotonic() - begun
+        by_id = {response.id: response for response in status}
+        found = [getattr(by_id.get(f"check {n}"), "status", None) for n in range(len(paths))]
+        rows = [self.without_data(row) for row in answer.get("responses") or []]
+        seen = dict(collections.Counter(found)) if found == expected else rows
+        self.tell(name, dict(collections.Counter(expected)), seen, found == expected)
+        return ticket, rows, status, seconds
+
+    @staticmethod
+    def without_data(row):
+        """Return a row without the body of a success, which has the data of the shop."""
+        if not isinstance(row, dict) or row.get("status") == "FAILED":
+            return row
+        return {name: "..." if "Body" in name else value for name, value in row.items()}
+
+    def run(self):
+        stop = "COMPLETED", "FAILED", "NOT_EXECUTED"
+        paths = ["/profile", MISSING, "/profile"]
+        key = str(uuid.uuid4())
+        ticket, rows, status, _ = self.rows("a failure stops", paths, [*stop], deduplicationKey=key)
+        again = self.submit(paths, deduplicationKey=key)
+        self.tell("the same key again", "the first ticket", again == ticket, again == ticket)
+        light = self.look(ticket)
+        names = sorted({name for row in light.get("responses") or [] for name in row})
+        fine = {"status", "totalRequests", "completedRequests"} <= set(light)
+        self.tell("a status without escapedJson", "no rows, or httpBody", names or "no rows", fine)
+        ids = [row.get("id") for row in rows]
+        fine = sorted(ids, key=str) == ["check 0", "check 1", "check 2"]
+        self.tell("ids are echoed, in some order", "check 0 to check 2", ids, fine)
+        bodies = [name for row in rows[:1] for name in row if "Body" in name]
+        fine = bodies in (["escapedHttpBody"], ["httpBody"]) and status.responses[0].body
+        self.tell("with escapedJson the body is text", "escapedHttpBody", bodies, bool(fine))
+        failed = status.failed[0] if status.failed else None
+        fine = failed is not None and failed.http_status_code == 404 and failed.error_message
+        self.tell("the row of a failure", "404 and a message", rows[1:2], bool(fine))
+        self.tell("the row of a call that did not run", "any", rows[2:], True)
+        on = "COMPLETED", "FAILED", "COMPLETED"
+        self.rows("without stopOnFirstFailure", paths, [*on], stopOnFirstFailure="false")
+        many = ["/profile"] * 20
+        *_, seconds = self.rows("one after another", many, ["COMPLETED"] * 20)
+        self.rows("in parallel", many, ["COMPLETED"] * 20, allowParallelMode="true")
+        self.tell("a wrapped call", "any time", f"{seconds / 20:.2f} s", True)
+        code, found = self.ask("GET", "/batch", {"status": "COMPLETED", "offset": 0, "limit": 100})
+        items = found.get("items") if isinstance(found, dict) else found
+        fine = isinstance(items, list) and all(isinstance(one.get("ticket"), str) for one in items)
+        self.tell("find", "an array, or items", [code, str(found)[:100]], bool(fine))
+        self.cancel_and_delete()
+        self.tell("headers of a limit", "any", sorted(self.headers), True)
+        return self.differs
+
+    def cancel_and_delete(self):
+        group = f"check-{uuid.uuid4().hex[:8]}"
+        ticket = self.submit(["/profile"] * 300, groupId=group)
+        code, answer = self.ask("POST", "/batch/cancel-group", {"groupId": group})
+        fine = isinstance(answer, dict) and type(answer.get("updateCount")) is int
+        self.tell("cancel", "200 and updateCount", [code, answer], code == 200 and fine)
+        answer, status = self.end(ticket)
+        odd = [
+            row for row, one in zip(answer.get("responses") or [], status) if one.status == "FAILED"
+        ]
+        last = self.without_data((answer.get("responses") or [None])[-1])
+        self.tell("rows of cancelled calls", "none, or no code", odd[:1] or [last], not odd)
+        for name, fine in (("delete", {200}), ("delete again", {200, 404})):
+            code, answer = self.ask("DELETE", "/batch", {"ticket": ticket, "ticketId": ticket})
+            known = code == 404 or (
+                isinstance(answer, dict) and type(answer.get("deleteCount")) is int
+            )
+            self.tell(name, "deleteCount", [code, answer], code in fine and known)
+        code, answer = self.ask("GET", "/batch", {"ticket": "no-such-ticket"})
+        fine = (
+            code == 404 and isinstance(answer, dict) and {"errorMessage", "errorCode"} & set(answer)
+        )
+        self.tell("an unknown ticket", "404 in Ecwid's own JSON", [code, answer], bool(fine))
+
+
+def check():
+    """Ask a live shop whether it behaves as this project assumes; return 1 if something differs."""
+    base = os.environ.get("ECWID_BASE_URL") or "https://app.ecwid.com/api/v3"
+    names = ("ECWID_STORE_ID", "ECWID_TOKEN")
+    if not all(os.environ.get(name) for name in names):
+        sys.exit(f"check: set {' and '.join(names)}")
+    print(f"This asks {base} about itself: a few batches that wrap GET /profile and GET")
+    print(f"{MISSING}, some 350 calls. They change nothing in the shop.\n")
+    asked = Check({**os.environ, "ECWID_BASE_URL": base.rstrip("/")})
+    try:
+        differs = asked.run()
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        asked.tell("all answers have the form of the reference", "that", repr(error), False)
+        differs = asked.differs
+    print(f"\n{differs or 'Nothing'} of this differs. Please paste all lines into an issue.")
+    return 1 if differs else 0
+
+
 def serve(args):
     """Run the stand-in alone, until Ctrl-C."""
     try:
-        standin = StandIn(port=args.port, latency=args.latency, token="secret_stand_in")
+        if args.products < 0 or not 0 <= args.fault_rate <= 1:
+            raise ValueError("--products must be 0 or more, --fault-rate 0 to 1")
+        options = {"store_id": args.store, "token": args.token, "fault_rate": args.fault_rate}
+        standin = StandIn(args.port, args.verbose, latency=args.latency, **options)
         standin.faults.extend(args.fault)
     except (OSError, OverflowError, ValueError) as error:
-        sys.exit(f"serve: port {args.port}: {error}; try --port 0 for a free one")
+        sys.exit(f"serve: {error}; if the port {args.port} is taken, --port 0 finds another")
     standin.shop.stock(args.products)
     with standin as ecwid:
         for name, value in ecwid.environment.items():
-            print(f"export {name}={value}")
+            powershell = f'$env:{name} = "{value}"'
+            print(powershell if os.name == "nt" else f"export {name}={value}")
         products = f"products 1 to {args.products}" if args.products else "no products"
         print(f"# A stand-in for Ecwid with {products} listens there. Run these lines in another")
         print("# shell, then ecwid_batch.py. Ctrl-C ends it.", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             while True:
-                time.sleep(3600)
+                time.sleep(1)
     return 0
 
 
@@ -964,6 +1293,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="A local stand-in for Ecwid.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("demo", help="run the reference's example, and show what happens")
+    about = "ask the shop of ECWID_STORE_ID and ECWID_TOKEN whether it behaves as assumed"
+    commands.add_parser("check", help=f"{about}; this changes nothing")
     server = commands.add_parser(
         "serve",
         help="run the stand-in alone",
@@ -972,17 +1303,19 @@ def main(argv=None):
     )
     option = server.add_argument
     option("--port", type=int, default=8003, help="0: any free port (default: %(default)s)")
+    option("--store", type=int, default=1003, metavar="ID", help="(default: %(default)s)")
+    option("--token", default="secret_stand_in", help="(default: %(default)s)")
     option("--products", type=int, default=1, metavar="N", help="have products 1 to N")
-    option("--latency", type=float, default=0.05, help="seconds a wrapped call takes")
-    option(
-        "--fault",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="what is to go wrong with the first request, the second, ...; see below",
-    )
+    about = "seconds a wrapped call takes (default: %(default)s)"
+    option("--latency", type=float, default=0.05, metavar="S", help=about)
+    about = "what is to go wrong with the first request, the second, ...; see below"
+    option("--fault", action="append", default=[], metavar="NAME", help=about)
+    about = "the part of all requests with which something goes wrong, 0 to 1"
+    option("--fault-rate", type=float, default=0.0, metavar="P", help=about)
+    option("-v", "--verbose", action="store_true", help="log each request on standard error")
     args = parser.parse_args(argv)
-    return demo() if args.command == "demo" else serve(args)
+    commands = {"demo": demo, "check": check, "serve": lambda: serve(args)}
+    return commands[args.command]()
 
 
 ecwid_batch = None
@@ -1764,20 +2097,16 @@ class TheWire(WithStandIn):
     def test_status_has_responses_only_where_they_are_asked_for(self):
         client = self.ecwid.client()
         ticket = client.submit(Batch(gets(2)))
-        for older in (False, True):
-            self.ecwid.older = older
+        for self.ecwid.light_rows in (False, True):
             self.assertEqual(len(client.status(ticket).responses), 2)
             self.assertEqual(client.status(ticket, responses=False).responses, ())
-        self.ecwid.older = False
 
     def test_groups_are_cancelled_batches_deleted_and_found(self):
         self.ecwid.latency = 1000.0
         client = self.ecwid.client()
         tickets = [client.submit(Batch(gets(3), group_id="night")) for _ in range(230)]
-        for older in (False, True):
-            self.ecwid.older = older
+        for self.ecwid.bare_find in (True, False):
             self.assertEqual(list(client.find("QUEUED")), tickets)
-        self.ecwid.older = False
         self.assertEqual(client.cancel("day"), 0)
         self.assertEqual(client.cancel("night", ticket=tickets[0]), 1)
         self.assertEqual(self.ecwid.requests[-1][2], {"groupId": "night", "ticketId": tickets[0]})
@@ -4215,6 +4544,110 @@ class TheStandIn(WithStandIn):
         with self.assertWarnsRegex(UserWarning, "ignores the parameter 'colour'"):
             self.ecwid.shop.answer("GET", "/products?colour=red", None)
 
+    def test_it_answers_as_ecwids_own_clients_and_real_jobs_met_it(self):
+        combinations = "/products/1/combinations"
+        for method, path, body, code, answer in (
+            ("DELETE", "/orders", None, 405, ...),
+            ("DELETE", "/customers", None, 405, ...),
+            ("DELETE", "/categories", None, 405, ...),
+            ("DELETE", "/discount_coupons", None, 405, ...),
+            ("DELETE", "/customer_groups", None, 405, ...),
+            ("POST", combinations, {"options": [1], "sku": "v", "quantity": 1}, 200, {"id": 1001}),
+            ("GET", f"{combinations}?responseFields=sku", None, 200, [{"sku": "v"}]),
+            ("GET", "/products/1?responseFields=combinations(id)", None, 200, ...),
+            ("GET", "/products?sku=v&responseFields=items(id)", None, 200, {"items": [{"id": 1}]}),
+            ("PUT", f"{combinations}/1001/inventory", {"quantityDelta": -2}, 200, ...),
+            ("DELETE", combinations, None, 200, {"deleteCount": 1}),
+            ("POST", "/products", {"name": "n", "sku": "s"}, 200, {"id": 1002}),
+            ("PUT", "/products/1", {"sku": "s"}, 409, ...),
+            ("PUT", "/products/1002", {"sku": "s"}, 200, ...),
+            ("POST", "/orders", {"email": "e"}, 200, {"id": 1003, "orderid": "XJ1003H"}),
+            ("GET", "/orders/XJ1003H?responseFields=id,orderNumber", None, 200, ...),
+            ("GET", "/orders/1003", None, 200, ...),
+            (
+                "POST",
+                "/discount_coupons",
+                {"name": "n", "code": "X"},
+                200,
+                {"id": 1004, "code": "X"},
+            ),
+            ("POST", "/discount_coupons", {"name": "m", "code": "X"}, 409, ...),
+            ("PUT", "/discount_coupons/X", {"name": "o"}, 200, ...),
+            ("GET", "/discount_coupons/X?responseFields=name", None, 200, {"name": "o"}),
+            ("DELETE", "/discount_coupons/X", None, 200, ...),
+            ("GET", "/discount_coupons/X", None, 404, ...),
+            ("POST", "/categories/9691094/assignProducts", {"productIds": [1, 1002]}, 200, ...),
+            ("POST", "/categories/9691094/unassignProducts", {"productIds": [1]}, 200, ...),
+            ("POST", "/categories/9691094/image/async", {"url": "http://x"}, 200, ...),
+            ("DELETE", "/categories/9691094/image", None, 200, {"deleteCount": 1}),
+            ("POST", "/products/1/gallery/async", {"url": "http://x"}, 200, ...),
+            ("DELETE", "/products/1/gallery", None, 200, {"deleteCount": 1}),
+            ("GET", "/classes", None, 200, []),
+            ("PUT", "/categories/sort", {"sortedIds": [9691094]}, 200, {"updateCount": 1}),
+            ("PUT", "/categories/sort", {}, 400, ...),
+            ("GET", "/products?inStock=false&responseFields=total", None, 200, {"total": 0}),
+            ("GET", "/products?ids=1,7&responseFields=total", None, 200, {"total": 1}),
+            ("GET", "/categories?parent=5&responseFields=total", None, 200, {"total": 0}),
+            ("GET", "/customers?customerGroup=5&responseFields=total", None, 200, {"total": 0}),
+            ("DELETE", "/products", None, 202, {"deleteCount": 2}),
+        ):
+            with self.subTest(method=method, path=path):
+                got, found = self.rest(method, path, body)
+                self.assertEqual(got, code, found)
+                self.assertTrue(answer in (..., found), found)
+
+    def test_a_check_of_a_live_shop_finds_what_differs(self):
+        def bent(method, path, change):
+            handle = Engine.handle
+
+            def other(self, verb, target, headers, body):
+                status, extra, answer = handle(self, verb, target, headers, body)
+                if (verb, path in target) == (method, True):
+                    answer = change(answer)
+                return status, extra, answer
+
+            return mock.patch.object(Engine, "handle", other)
+
+        def rows(change):
+            return lambda answer: {
+                **answer,
+                "responses": [change(dict(r)) for r in answer["responses"]],
+            }
+
+        look = ("GET", "escapedJson=true")
+        for name, patch, words in (
+            ("as it is", contextlib.nullcontext(), None),
+            ("no rows", mock.patch.object(self.ecwid, "light_rows", False), None),
+            ("bare", mock.patch.object(self.ecwid, "bare_find", True), None),
+            ("no ticket", bent("POST", "/batch?", lambda a: {"ticket": 5}), "DIFFERS      create"),
+            ("counts", bent(*look, lambda a: {**a, "totalRequests": "3"}), "DIFFERS      status"),
+            ("ids", bent(*look, rows(lambda r: {**r, "id": "x"})), "DIFFERS      ids are echoed"),
+            ("text", bent(*look, rows(lambda r: {**r, "escapedHttpBody": 5})), "DIFFERS      with"),
+            (
+                "done",
+                bent(*look, rows(lambda r: {**r, "status": "DONE"})),
+                "DIFFERS      a failure",
+            ),
+            ("find", bent("GET", "status=", lambda a: {}), "DIFFERS      find"),
+            ("cancel", bent("POST", "cancel-group", lambda a: {}), "DIFFERS      cancel"),
+            ("delete", bent("DELETE", "/batch", lambda a: None), "DIFFERS      delete"),
+            ("404", bent("GET", "no-such", lambda a: "gone"), "DIFFERS      an unknown ticket"),
+        ):
+            with self.subTest(name=name), patch, contextlib.ExitStack() as stack:
+                self.ecwid.latency = 0.001
+                stack.enter_context(mock.patch.dict(os.environ, self.ecwid.environment))
+                stack.enter_context(mock.patch.object(Check.__init__, "__defaults__", (0.001,)))
+                out = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+                try:
+                    code = check()
+                except SystemExit:
+                    code = 1
+            self.assertEqual(code, 0 if words is None else 1, out.getvalue())
+            self.assertIn(words or "Nothing of this differs", out.getvalue())
+            self.assertNotIn(self.ecwid.token, out.getvalue())
+            self.assertNotIn("owner@example.com", out.getvalue())
+        self.assertEqual({call["method"] for _, call in self.ecwid.ledger}, {"GET"})
+
     def test_response_fields_make_answers_small(self):
         query = "/products?responseFields=count,items(id,sku)"
         expected = {"count": 1, "items": [{"id": 1, "sku": "0000001"}]}
@@ -4226,13 +4659,13 @@ class TheStandIn(WithStandIn):
             body = {"name": "n", "email": "e@x", "options": [1]}
             status, made = self.rest("POST", path, body)
             self.assertEqual(status, 200, kind)
-            one = f"{path}/{made['id']}"
+            one = f"{path}/{made.get('orderid', made['id'])}"
             self.assertEqual(self.rest("PUT", one, {"name": "m"}), (200, {"updateCount": 1}))
             ((code, body),) = self.rows(BatchRequest.get(one))
             self.assertEqual((code, body["name"]), (200, "m"))
             self.assertEqual(self.rest("DELETE", one), (200, {"deleteCount": 1}))
             code, body = self.rest("GET", one)
-            words = f"{KINDS[kind][0]} #{made['id']} not found"
+            words = f"{KINDS[kind][0]} #{one.rpartition('/')[2]} not found"
             self.assertEqual(
                 (code, body), (404, {"errorMessage": words, "errorCode": KINDS[kind][1]})
             )
@@ -4254,6 +4687,8 @@ class TheStandIn(WithStandIn):
             BatchRequest.get("/products/1/options"),
         )
         self.assertEqual([code for code, _ in rows], [200, 200, 200, 200, 400, 400, 404, 405, 404])
+        lacks = "the stand-in has no /products/*/options; answer it with `script`"
+        self.assertEqual(rows[-1][1]["errorMessage"], lacks)
         product = self.ecwid.shop.items["products"][1]
         self.assertEqual((product["quantity"], product["imageUrls"]), (7, ["http://x"]))
         self.assertEqual(product["categoryIds"], [9691094, 9691094])
@@ -4314,13 +4749,39 @@ class TheStandIn(WithStandIn):
             self.assertEqual(answer, (200, {"updateCount": count}))
         self.assertEqual(client.status(second).status, "COMPLETED")
 
-    def test_a_script_that_fails_or_returns_nonsense_fails_the_test_that_set_it(self):
-        for script in (lambda call: 1 / 0, lambda call: {"a": 1}, lambda call: (200, {1, 2})):
-            with self.assertRaises((ArithmeticError, TypeError, ValueError)):
-                with StandIn() as ecwid:
-                    ecwid.script = script
-                    status = ecwid.client().run(gets(1))
-                    self.assertEqual(status.failed[0].http_status_code, 500)
+    def test_what_a_users_own_function_raises_or_returns_in_vain_fails_his_test(self):
+        def fault(handler):
+            raise ValueError("a fault of one's own")
+
+        for name, function in (
+            ("script", lambda call: 1 / 0),
+            ("script", lambda call: {"a": 1}),
+            ("script", lambda call: (200, {1, 2})),
+            ("script", lambda call: ("200", {})),
+            ("script", lambda call: (1000, {})),
+            ("latency", lambda call: 1 / 0),
+            ("latency", lambda call: "soon"),
+            ("faults", [fault]),
+        ):
+            with self.subTest(name=name):
+                with self.assertRaises((ArithmeticError, KeyError, TypeError, ValueError)):
+                    with StandIn() as ecwid:
+                        setattr(ecwid, name, function)
+                        status = ecwid.client().run(gets(1))
+                        if name == "script":
+                            self.assertEqual(status.failed[0].http_status_code, 500)
+
+    def test_two_can_be_open_at_once_each_a_store_of_its_own_on_one_clock(self):
+        before = ecwid_batch.time
+        first, second = StandIn(latency=2.0, store_id=7), StandIn(latency=3.0)
+        for ecwid in (first, second):
+            ecwid.__enter__()
+        for ecwid in (first, second):
+            self.assertEqual(len(ecwid.client().run(gets(20)).succeeded), 20)
+            self.assertLess(len(ecwid.requests), 40)
+            ecwid.__exit__(None)
+        self.assertEqual((first.store_id, second.store_id), (7, 1003))
+        self.assertIs(ecwid_batch.time, before)
 
     def test_a_misspelt_fault_is_an_error_where_it_is_set(self):
         for add in (
@@ -4432,26 +4893,41 @@ class Readme(TestCase):
     def context(seconds):
         return mock.Mock(get_remaining_time_in_millis=lambda: 1000 * seconds)
 
-    def test_its_python_runs_in_order(self):
-        names, folder, before = {}, self.folder(), os.getcwd()
-        (folder / "prices.csv").write_bytes(b"\xef\xbb\xbfid,price\r\n1,19.99\r\n7,5.50\r\n")
-        os.chdir(folder)
-        self.addCleanup(os.chdir, before)
+    def run_blocks(self, names, *words):
+        """Run the README's Python up to a block with these words."""
         with contextlib.redirect_stdout(io.StringIO()):
             for block in self.blocks("python"):
                 if "def handler" not in block:
                     exec(block, names)
+                if words and words[0] in block:
+                    return
+
+    def inside(self):
+        """Return a folder of its own, which is the current one until the test ends."""
+        folder, before = self.folder(), os.getcwd()
+        os.chdir(folder)
+        self.addCleanup(os.chdir, before)
+        return folder
+
+    def test_its_python_runs_in_order(self):
+        folder = self.inside()
+        (folder / "prices.csv").write_bytes(b'\xef\xbb\xbfid,price\r\n1,19.99\r\n2,"5,50"\r\n')
+        self.run_blocks({})
         outcome = (folder / "outcome.csv").read_text().splitlines()
-        self.assertEqual(outcome, ["1,19.99,COMPLETED,", "7,5.50,FAILED,Product #7 not found"])
+        self.assertEqual(outcome, ["1,19.99,COMPLETED,", '2,"5,50",COMPLETED,'])
         products = self.ecwid.shop.items["products"]
-        red = next(product for product in products.values() if product["name"] == "Red")
-        self.assertEqual(red["imageUrls"], ["https://example.com/red.jpg"])
-        (folder / "prices.csv").write_text("id,price\n1,2\n,3\n")
+        self.assertEqual((products[1]["price"], products[2]["price"]), (19.99, 5.5))
+        red = next(product for product in products.values() if product["name"] == "r")
+        self.assertEqual(red["imageUrls"], ["https://example.com/i.jpg"])
+        self.assertEqual(sorted(os.listdir(folder)), ["outcome.csv", "prices.csv"])
         csv = next(block for block in self.blocks("python") if "import csv" in block)
         before = len(self.ecwid.requests)
-        error = self.fails(lambda: exec(csv, {}), SystemExit, "prices.csv, line 3: ValueError")
-        self.assertIn("invalid literal for int()", str(error))
+        for text in ("id,price\n1,2\n,3\n", "id,price\n1,2\n7\n"):
+            (folder / "prices.csv").write_text(text)
+            self.fails(lambda: exec(csv, {}), SystemExit, "prices.csv, line 3: ")
         self.assertEqual(len(self.ecwid.requests), before)
+        (folder / "prices.csv").write_text("id,price\n1,2\n7,3\n")
+        self.fails(lambda: exec(csv, {}), SystemExit, "1 of 2 did not succeed: see outcome.csv")
 
     def test_all_pages_of_a_search_are_read(self):
         self.ecwid.shop.stock(2345)
@@ -4461,6 +4937,62 @@ class Readme(TestCase):
         self.assertEqual([p["id"] for p in names["products"]], list(range(1, 2346)))
         self.assertEqual(self.ecwid.shop.items["products"][1]["price"], 19.99)
         self.assertEqual(len(self.ecwid.ledger), 1 + 23 + 1)
+
+    def test_a_plan_runs_once_wherever_the_script_dies(self):
+        folder, names = self.inside(), {}
+        (folder / "prices.csv").write_text("id,price\n1,2\n")
+        self.run_blocks(names, "def every")
+        (block,) = [block for block in self.blocks("python") if "def run_plan" in block]
+        exec(block[: block.index("created = ")], names)
+        client, made = self.ecwid.client(), []
+
+        def make():
+            have = {product["sku"] for product in names["every"](client, "/products", "sku")}
+            made.append([sku for sku in skus(30) if sku not in have])
+            return [BatchRequest.post("/products", {"name": sku, "sku": sku}) for sku in made[-1]]
+
+        class Dies(BaseException):
+            pass
+
+        steps = ["os.replace", "json.load", "os.remove"]
+        for step in (*steps, "os.remove", "ecwid_batch.EcwidClient._look", None):
+            count = iter([None] if len(made) % 2 else [])  # the first time, or the second
+
+            def die(
+                *args, count=count, real=eval(step or "print", {**globals(), "os": os}), **more
+            ):
+                if next(count, "now") == "now":
+                    raise Dies
+                return real(*args, **more)
+
+            patch = mock.patch(step, die) if step else contextlib.nullcontext()
+            with patch, contextlib.suppress(Dies):
+                names["run_plan"](client, "autumn", make)
+        self.assertEqual(sorted(ran(self.ecwid)), sorted(skus(30)))
+        self.assertEqual(sorted(os.listdir(folder)), ["outcome.csv", "prices.csv"])
+
+    def test_an_outage_of_one_of_many_stores_holds_up_nobody(self):
+        folder, names = self.inside(), {"os": os}
+        (block,) = [block for block in self.blocks("python") if "def sync_all" in block]
+        exec(block, names)
+        with contextlib.ExitStack() as stack:
+            stores = [stack.enter_context(StandIn(store_id=n, latency=1)) for n in range(1, 6)]
+            stores[1].faults = ["reset after"]  # an outage that passes
+            stores[2].token = "another"
+            jobs = [(s.store_id, "t", [BatchRequest.get("/profile")] * 3) for s in stores]
+            urls = {s.store_id: s.base_url for s in stores}
+            for store in (*stores[:2], *stores[3:]):
+                store.token = "t"
+
+            def client(store_id, token, **options):
+                self.assertEqual(options, {"max_retry_time": 20})
+                return EcwidClient(store_id, token, base_url=urls[store_id], max_retry_time=0)
+
+            names["EcwidClient"] = client
+            (error,) = names["sync_all"](jobs)
+            self.assertIn("/3/batch: HTTP 403", str(error))
+            self.assertEqual([len(s.ledger) for s in stores], [3, 3, 0, 3, 3])
+        self.assertEqual(os.listdir(folder), ["stock-3.journal"])
 
     def test_the_recipe_for_events_goes_on_until_the_job_is_done(self):
         handler, _ = self.recipe(0)
@@ -4490,13 +5022,15 @@ class Readme(TestCase):
         self.ecwid.clock.skipped += 9
         end = handler(first, None)
         self.assertTrue(end["done"])
-        self.assertIn("request 000002: Product #9 not found", end["error"])
+        self.assertEqual(
+            end["error"], "1 of 2 failed, the first: 000002: FAILED, Product #9 not found"
+        )
         (machine,) = self.blocks("json")
         self.assertEqual(json.loads(machine)["StartAt"], "Key")
 
     def test_the_recipe_for_sqs_passes_on_what_failed_and_reports_what_is_to_come_again(self):
         handler, sqs = self.recipe(2)
-        now = self.ecwid.clock.time()
+        now = time.time()
 
         def record(id, body, age=0):
             first = {"ApproximateFirstReceiveTimestamp": str(int(1000 * (now - age)))}
@@ -4521,21 +5055,28 @@ class Readme(TestCase):
         sent = json.loads(sqs.send_message.call_args[1]["MessageBody"])
         self.assertEqual([item["path"] for item in sent], ["/products/9"])
 
+    @unittest.skipUnless(shutil.which("sh"), "needs a shell")
     def test_its_shell_commands_run(self):
         folder = self.folder()
-        (shell,) = self.blocks("sh")
-        shell = shell.replace(
-            "python3 ecwid_batch.py", f"{sys.executable} {HERE / 'ecwid_batch.py'}"
-        )
-        done = subprocess.run(
-            ["sh", "-ec", shell],
-            cwd=folder,
-            env={**CLEAN_ENV, **self.ecwid.environment},
-            capture_output=True,
-        )
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn(b"2 requests in 1 batch, nothing sent", done.stdout)
-        self.assertEqual(sorted(os.listdir(folder)), ["prices.jsonl", "responses.jsonl"])
+        put = '{"method": "PUT", "path": "/products/1", "body": {"price": 7}}'
+        (folder / "export").write_text(f"#!/bin/sh\necho '{put}'\n")
+        (folder / "export").chmod(0o755)
+        (folder / "nightly.jsonl.journal").write_text("of a night that was interrupted")
+        outputs = []
+        for shell in self.blocks("sh"):
+            program = f"{sys.executable} {HERE / 'ecwid_batch.py'}"
+            done = subprocess.run(
+                ["sh", "-ec", shell.replace("python3 ecwid_batch.py", program)],
+                cwd=folder,
+                env={**CLEAN_ENV, **self.ecwid.environment},
+                capture_output=True,
+            )
+            self.assertEqual(done.returncode, 0, done.stderr)
+            outputs.append(done.stdout)
+        self.assertIn(b"2 requests in 1 batch, nothing sent", outputs[0])
+        self.assertEqual(self.ecwid.shop.items["products"][1]["price"], 7)
+        left = ["export", "nightly.jsonl", "nightly.out", "prices.jsonl", "responses.jsonl"]
+        self.assertEqual(sorted(os.listdir(folder)), left)
 
     def test_it_names_what_there_is_and_is_short(self):
         for name in set(ecwid_batch.__all__) - {"main", "BatchStatus", "BatchResponse"}:
@@ -4544,7 +5085,7 @@ class Readme(TestCase):
             self.assertIn(f"client.{name}(", self.text)
         for command in ("python3 test_ecwid_batch.py demo", "python3 -m unittest"):
             self.assertIn(f"    {command}\n", self.text)
-        self.assertLessEqual(self.text.count("\n"), 260)
+        self.assertLessEqual(self.text.count("\n"), 320)
 
 
 class Documentation(TestCase):

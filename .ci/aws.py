@@ -244,7 +244,7 @@ def state_machine():
         ecwid.reset()
         end = execute(bad)
         check("a failed request fails it", end["status"] == "FAILED", end["status"])
-        words = "of 3 requests, 1 failed; the first: request 000003"
+        words = "1 of 3 failed, the first: 000003: FAILED"
         check("the cause names the request", words in end.get("cause", ""), end.get("cause"))
 
 
