@@ -2338,7 +2338,7 @@ with StandIn() as ecwid:
     client = ecwid.client()
     client.cancel("g")
     size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + 2**26, -1))
+    resource.setrlimit(resource.RLIMIT_AS, (size + 2**26, resource.RLIM_INFINITY))
     print([client.cancel("g") for _ in range(3)])
 """
         done = subprocess.run([sys.executable, "-c", code], env=CLEAN_ENV, capture_output=True)
@@ -2368,6 +2368,7 @@ with StandIn() as ecwid:
                 self.assertIn(advice, str(error))
                 self.assertNotIn("pw", str(error))
 
+    @unittest.skipIf(sys.implementation.name == "pypy", "which does not know SSLKEYLOGFILE")
     def test_what_hinders_the_setting_up_of_tls_is_certain(self):
         ecwid_batch._shared_opener.cache_clear()
         self.addCleanup(ecwid_batch._shared_opener.cache_clear)
@@ -3023,6 +3024,7 @@ class Jobs(TestCase):
             (leave, key, "the same call continues the job"),
             (break_off, {}, "client.wait(ticket) has the responses"),
         ):
+            gc.collect()  # what other tests have left of PyPy's garbage
             with virtual() as (engine, client, clock):
                 with self.assertLogs("ecwid_batch", "WARNING") as logs:
                     with contextlib.suppress(ZeroDivisionError):
@@ -3127,7 +3129,7 @@ with virtual() as (engine, client, clock):
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
         peaks = []
-        for count in (1000, 10000):
+        for count in (5000, 14000):
             out = subprocess.run(
                 [sys.executable, "-c", code, str(count)], env=CLEAN_ENV, capture_output=True
             )
