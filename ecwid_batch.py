@@ -694,9 +694,12 @@ def _field(data: Any, name: str, kind: type[_T]) -> _T | None:
     return None
 
 
-def _http_code(data: Any, name: str) -> int | None:
-    code = _field(data, name, int)
-    return code if code is not None and 100 <= code <= 999 else None
+def _http_code(row: Any) -> int | None:
+    for name in ("httpStatusCode", "httpCode"):  # the latter in an example of the older reference
+        code = _field(row, name, int)
+        if code is not None and 100 <= code <= 999:  # 0 is no code
+            return code
+    return None
 
 
 def _read_progress(answer: Any, before: BatchStatus) -> BatchStatus:
@@ -760,8 +763,7 @@ def _row_id(row: Any) -> str:
 def _read_response(row: Any, id: str, request: BatchRequest | None, clean: _Clean) -> BatchResponse:
     if not isinstance(row, dict):
         return BatchResponse(id, "UNKNOWN", error_message=_UNREADABLE, _request=request)
-    # httpCode, and error_message below, are in examples of the older reference; 0 is no code.
-    code = _http_code(row, "httpStatusCode") or _http_code(row, "httpCode")
+    code = _http_code(row)
     line = _field(row, "httpStatusLine", str)
     if line is not None:
         line = clean(line)
@@ -1238,8 +1240,10 @@ class _Task:
         return self.look if self.look.total_requests else None
 
     def settled_by(self, key_end: float) -> str:
-        """Return what settles a submission that may or may not have arrived, and until when."""
-        return f"call again before {_utc(key_end)}, with the same Batch"
+        """Return what settles whether a submission has arrived, and until when."""
+        if key_end == math.inf:
+            return ""  # it is none
+        return f"; it may have arrived: call again before {_utc(key_end)}, with the same Batch"
 
     def completed(self, error: EcwidError) -> EcwidError:
         """Return an error with what is needed to go on."""
@@ -1586,8 +1590,8 @@ class EcwidClient:
         message = f"{name}: {error.args[0]}"
         if tries > 1:
             message += f"; gave up after {tries} tries"
-        if uncertain and key_end < math.inf:
-            message += f"; it may have arrived: {task.settled_by(key_end)}"
+        if uncertain:
+            message += task.settled_by(key_end)
         if error.temporary and task.left() <= 0:
             raise task.timed_out(f"; the last try: {message}", uncertain)
         error.args = (message,)
@@ -2018,11 +2022,14 @@ class _Job(_Task):
         return error
 
     def settled_by(self, key_end: float) -> str:
-        if self._journal.path is not None:
-            return f"call again before {_utc(key_end)}, or its requests are UNKNOWN"
+        if key_end == math.inf:
+            return ""
+        how = "look at the shop (with a journal the same call would settle it)"
         if self._has_key:
-            return "call again within half an hour of the first call"
-        return "look at the shop (with a journal the same call would settle it)"
+            how = "call again within half an hour of the first call"
+        if self._journal.path is not None:
+            how = f"call again before {_utc(key_end)}, or its requests are UNKNOWN"
+        return f"; it may have arrived: {how}"
 
     def _status(self, ticket: str | None, responses: tuple[BatchResponse, ...]) -> BatchStatus:
         """Return how far the job is."""
@@ -2043,7 +2050,7 @@ class _Job(_Task):
             else:
                 words.append("client.wait(ticket) has the responses")
         words += [
-            f"a submission may have arrived: {self.settled_by(part.key_end)}"
+            f"a batch was being submitted{self.settled_by(part.key_end)}"
             for part in self._window
             if part.ticket is None and not part.responses
         ]
@@ -2346,13 +2353,13 @@ def _print(line: str) -> None:
 class _Screen(logging.Handler):
     """Standard error: messages, the library's too, and on a terminal one line of progress.
 
-    hint  what to say after an error
+    journal  by which an interrupted job goes on, or None
     """
 
     def __init__(self, quiet: bool) -> None:
         super().__init__()
         self.quiet = quiet
-        self.hint = ""
+        self.journal: str | None = None
         self._is_live = not quiet and sys.stderr is not None and sys.stderr.isatty()
         self._drawn = ""
 
@@ -2382,80 +2389,88 @@ class _Screen(logging.Handler):
 class _Input:
     """The requests of FILE.
 
+    is_file       whether it can be read twice, and something can be left beside it
     lines         of the requests that were read and not yet answered; of an array the places
     total         how many requests there are, 0 if that is not known
     is_left_over  whether each has an "error": FILE was left by an earlier job
     """
 
-    def __init__(self, file: IO[bytes], batch_size: int) -> None:
+    def __init__(self, path: str, batch_size: int) -> None:
+        self.is_file = os.path.isfile(path) and not path.startswith(("/dev/stdin", "/dev/fd/"))
         self.lines: collections.deque[int] = collections.deque()
         self.total = 0
         self.is_left_over = False
-        self._file = file
+        self._path = path
         self._batch_size = batch_size
         self._state: tuple[int, ...] = ()  # of a file that has been checked
 
     def check(self) -> None:
-        """Read and count all requests, then go back. Raises ValueError that names what is wrong."""
-        self._state = _state_of(self._file)
-        items = self._items()
+        """Read and count all requests. Raises ValueError that names what is wrong."""
         left_over = wrong = 0
         named: list[str] = []
-        while True:
-            batch = list(itertools.islice(items, self._batch_size))
-            if not batch:
-                break
-            for problem in _problems(batch, self.total + 1):
-                wrong += 1
-                if wrong <= _MOST_NAMED:
-                    named.append(problem)
-            left_over += sum(isinstance(item, dict) and "error" in item for _, _, item in batch)
-            self.total += len(batch)
+        with self._open() as file:
+            self._state = _state_of(file)
+            items = _items(file)
+            while True:
+                batch = list(itertools.islice(items, self._batch_size))
+                if not batch:
+                    break
+                for problem in _problems(batch, self.total + 1):
+                    wrong += 1
+                    if wrong <= _MOST_NAMED:
+                        named.append(problem)
+                left_over += sum(isinstance(item, dict) and "error" in item for _, _, item in batch)
+                self.total += len(batch)
         if wrong > len(named):
             named.append(f"and {_count(wrong - len(named), 'other')}")
         if wrong:
             raise ValueError("\n  ".join(["nothing was sent, since FILE is wrong:", *named]))
         self.is_left_over = 0 < left_over == self.total
-        if self._file.seekable():
-            self._file.seek(0)
 
     def requests(self) -> Iterator[BatchRequest]:
         """Yield the requests. Raises ValueError for what is none, or if FILE has changed."""
-        for number, where, item in self._items():
-            self._refuse_change()
-            request = _request_of(item, where)
-            self.lines.append(number)
-            yield request
-        self._refuse_change()
+        with self._open() as file:
+            for number, where, item in _items(file):
+                self._refuse_change(file)
+                request = _request_of(item, where)
+                self.lines.append(number)
+                yield request
+            self._refuse_change(file)
 
-    def _refuse_change(self) -> None:
-        if self._state and self._state != _state_of(self._file):
+    def _open(self) -> contextlib.AbstractContextManager[IO[bytes]]:
+        if self._path != "-":
+            return open(self._path, "rb")
+        if sys.stdin is None:
+            raise ValueError("standard input is closed")
+        return contextlib.nullcontext(sys.stdin.buffer)
+
+    def _refuse_change(self, file: IO[bytes]) -> None:
+        if self._state and self._state != _state_of(file):
             raise ValueError("FILE has changed while it was read; the rest of it was not sent")
-
-    def _items(self) -> Iterator[tuple[int, str, Any]]:
-        """Yield number and name of each line or place, and its JSON, or the error if it is none."""
-        is_empty = True
-        for number, text in enumerate(iter(self._read_line, b""), 1):
-            text = text.lstrip(b"\xef\xbb\xbf \t\r\n")  # a byte order mark, white space
-            if text.startswith(b"[") and is_empty:
-                items = _parse_array(b"\n" * (number - 1) + text + self._file.read())
-                yield from (
-                    (place, f"request {place:,}", item) for place, item in enumerate(items, 1)
-                )
-                return
-            if len(text) > _MAX_LINE:
-                raise ValueError(f"line {number:,} is longer than {_MAX_LINE:,} bytes")
-            if text:
-                is_empty = False
-                yield number, f"line {number:,}", _parse_line(text)
-
-    def _read_line(self) -> bytes:
-        return self._file.readline(_MAX_LINE + 1)
 
 
 def _state_of(file: IO[bytes]) -> tuple[int, ...]:
-    state = os.fstat(file.fileno())
-    return state.st_size, state.st_mtime_ns
+    try:
+        state = os.fstat(file.fileno())
+    except OSError:  # standard input of a program that called `main`
+        return ()
+    return state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def _items(file: IO[bytes]) -> Iterator[tuple[int, str, Any]]:
+    """Yield number and name of each line or place, and its JSON, or the error if it is none."""
+    is_empty = True
+    for number, text in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), 1):
+        text = text.lstrip(b"\xef\xbb\xbf \t\r\n")  # a byte order mark, white space
+        if text.startswith(b"[") and is_empty:
+            items = _parse_array(b"\n" * (number - 1) + text + file.read())
+            yield from ((place, f"request {place:,}", item) for place, item in enumerate(items, 1))
+            return
+        if len(text) > _MAX_LINE:
+            raise ValueError(f"line {number:,} is longer than {_MAX_LINE:,} bytes")
+        if text:
+            is_empty = False
+            yield number, f"line {number:,}", _parse_line(text)
 
 
 def _problems(batch: list[tuple[int, str, Any]], first: int) -> Iterator[str]:
@@ -2589,34 +2604,27 @@ def _left_over(response: BatchResponse) -> dict[str, Any]:
 
 
 def _run(args: Any, screen: _Screen) -> int:
-    client = None if args.dry_run else _client(args)
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(_open_input(args.file))
-        source = _Input(file, args.batch_size)
-        is_file = os.path.isfile(args.file) and not args.file.startswith(("/dev/stdin", "/dev/fd/"))
-        if is_file or args.dry_run:
-            source.check()
-        if client is None:
-            batches = _count(-(-source.total // args.batch_size), "batch")
-            _print(f"{_count(source.total, 'request')} in {batches}, nothing sent")
-            return 0
-        journal, failed = _places(args, is_file, source.is_left_over)
-        is_public = is_file and os.fstat(file.fileno()).st_mode & stat.S_IROTH
-        failures = stack.enter_context(_failures(failed, 0o644 if is_public else 0o600))
+    client = _client(args)
+    source = _Input(args.file, args.batch_size)
+    if source.is_file:
+        source.check()
+    journal, failed = _places(args, source)
+    screen.journal = journal
+    with _failures(args.file, failed, source.is_file) as failures:
         report = _Report(screen, source, failures)
-        try:
-            _print_responses(client, args, journal, source, report)
-            report.end(failed)
-            _ignore_signals()  # from here on the job has ended, whatever comes
-            file.close()  # Windows replaces no file that is open
-            _put_in_place(failures, failed, args.file)
-        except (EcwidError, KeyboardInterrupt, _OutputError):
-            if journal is not None and os.path.exists(journal):
-                screen.hint = "the same command goes on where this one ended"
-            raise
+        _print_responses(client, args, journal, source, report)
+        report.end(failed)
     if journal is not None and args.journal is None:
         _remove_journal(journal, screen)
     return 0 if report.first is None else 1
+
+
+def _dry_run(args: Any, screen: _Screen) -> int:
+    source = _Input(args.file, args.batch_size)
+    source.check()
+    batches = _count(-(-source.total // args.batch_size), "batch")
+    _print(f"{_count(source.total, 'request')} in {batches}, nothing sent")
+    return 0
 
 
 def _print_responses(
@@ -2642,7 +2650,7 @@ def _print_responses(
             raise _OutputError(f"cannot write the output: {error}") from None
 
 
-def _places(args: Any, is_file: bool, is_left_over: bool) -> tuple[str | None, str | None]:
+def _places(args: Any, source: _Input) -> tuple[str | None, str | None]:
     """Return the paths of the journal and of FILE.failed, or None for what is not to be left.
 
     Raises ValueError for one that would overwrite something else.
@@ -2650,30 +2658,32 @@ def _places(args: Any, is_file: bool, is_left_over: bool) -> tuple[str | None, s
     journal, failed = args.journal, args.failed
     if "" in (journal, failed):
         raise ValueError("--journal and --failed must name a file (is a variable not set?)")
-    if is_file:
+    if source.is_file:
         journal = journal or f"{args.file}.journal"
-        failed = failed or (args.file if is_left_over else f"{args.file}.failed")
-    paths = [path for path in (journal, failed) if path is not None]
-    if not is_left_over:
-        paths.append(args.file)
-    elif failed != args.file:
-        raise ValueError(f"{args.file} was left by a job and is worked off in place: no --failed")
-    if len(set(map(os.path.realpath, paths))) < len(paths):
-        raise ValueError("FILE, --journal and --failed must be different files")
-    for option, path in (("--journal", journal), ("--failed", failed)):
-        if path is not None and not _can_be_written(os.path.realpath(path)):
-            raise ValueError(f"cannot write {path}: name another file with {option}")
-    _refuse_interrupted(failed, args.file)
+        failed = failed or (args.file if source.is_left_over else f"{args.file}.failed")
+    _check_places(args.file, journal, failed, source.is_left_over)
     return journal, failed
 
 
-def _can_be_written(path: str) -> bool:
-    if os.path.exists(path):
-        return os.path.isfile(path) and os.access(path, os.W_OK)
-    return os.access(os.path.dirname(path), os.W_OK)
+def _check_places(file: str, journal: str | None, failed: str | None, is_left_over: bool) -> None:
+    paths = [path for path in (journal, failed) if path is not None]
+    for path in paths:
+        place = os.path.realpath(path)
+        writable = os.access(os.path.dirname(place), os.W_OK)
+        if os.path.exists(place):
+            writable = os.path.isfile(place) and os.access(place, os.W_OK)
+        if not writable:
+            raise ValueError(f"cannot write {path}: name another file by --journal or --failed")
+    if not is_left_over:
+        paths.append(file)
+    elif failed != file:
+        raise ValueError(f"{file} was left by a job and is worked off in place: no --failed")
+    if len(set(map(os.path.realpath, paths))) < len(paths):
+        raise ValueError("FILE, --journal and --failed must be different files")
+    _refuse_interrupted(file, failed)
 
 
-def _refuse_interrupted(failed: str | None, file: str) -> None:
+def _refuse_interrupted(file: str, failed: str | None) -> None:
     """Raise ValueError if FILE.failed is itself a job that has begun and not ended."""
     journal = f"{failed}.journal"
     if failed != file and os.path.exists(journal) and os.path.getsize(journal):
@@ -2684,32 +2694,41 @@ def _refuse_interrupted(failed: str | None, file: str) -> None:
 
 
 @contextlib.contextmanager
-def _failures(path: str | None, mode: int) -> Iterator[IO[bytes]]:
-    """Open the file that becomes FILE.failed. Nobody may read it who could not read FILE."""
-    part = os.devnull if path is None else f"{path}.part"
-    with open(part, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+def _failures(file: str, failed: str | None, is_file: bool) -> Iterator[IO[bytes]]:
+    """Open the file that becomes FILE.failed when the job has ended.
+
+    Nobody may read it who could not read FILE. If it is not in its place in the end, the same
+    command will write it again.
+    """
+    if failed is None:
+        with open(os.devnull, "wb") as nowhere:
+            yield nowhere
+        _ignore_signals()
+        return
+    part = f"{failed}.part"
+    mode = 0o644 if is_file and os.stat(file).st_mode & stat.S_IROTH else 0o600
+    with open(part, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as failures:
         try:
-            yield file
+            yield failures
+            _ignore_signals()  # from here on the job has ended, whatever comes
+            _refuse_interrupted(file, failed)
+            with _output(failed):
+                _put_in_place(failures, failed)
         finally:
             with contextlib.suppress(OSError):
-                file.close()
-            if path is not None:
-                _remove(part)  # if it is not in its place, the same command will write it again
+                failures.close()
+            _remove(part)
 
 
-def _put_in_place(failures: IO[bytes], failed: str | None, file: str) -> None:
-    """Replace FILE.failed by what did not succeed. What is not needed any more is removed."""
-    if failed is None:
+def _put_in_place(failures: IO[bytes], path: str) -> None:
+    """Replace FILE.failed by what did not succeed; remove it if all succeeded."""
+    if not failures.tell():
+        _remove(path)
         return
-    _refuse_interrupted(failed, file)
-    with _output(failed):
-        if failures.tell():
-            failures.flush()
-            os.fsync(failures.fileno())
-            failures.close()
-            os.replace(failures.name, failed)
-        else:
-            _remove(failed)
+    failures.flush()
+    os.fsync(failures.fileno())
+    failures.close()
+    os.replace(failures.name, path)
 
 
 def _remove_journal(path: str, screen: _Screen) -> None:
@@ -2745,15 +2764,6 @@ def _client(args: Any) -> EcwidClient:
             token = _checked_token(file.read(65536).strip(), args.token_file)
         store_id = os.environ.get("ECWID_STORE_ID", "").strip()
     return EcwidClient(store_id, token, base_url=args.base_url, max_retry_time=args.max_retry_time)
-
-
-def _open_input(path: str) -> IO[bytes]:
-    """Open FILE for reading; - is standard input."""
-    if path != "-":
-        return open(path, "rb")
-    if sys.stdin is None:
-        raise ValueError("standard input is closed")
-    return sys.stdin.buffer
 
 
 def _remove(path: str) -> None:
@@ -2812,7 +2822,8 @@ def _parser() -> Any:
     option("--timeout", metavar="S", type=float, help="exit with status 4 after S seconds")
     option("--journal", metavar="FILE", help="instead of FILE.journal; is kept at the end")
     option("--failed", metavar="FILE", help="instead of FILE.failed; is replaced, or removed")
-    option("--dry-run", action="store_true", help="check FILE, send nothing; needs no store")
+    about = "check FILE, send nothing; needs no store"
+    option("--dry-run", action="store_const", dest="function", const=_dry_run, help=about)
     return parser
 
 
@@ -2872,9 +2883,10 @@ def _exit_status(args: Any, screen: _Screen) -> int:
         words, status = str(error), 3
     except (OSError, ValueError) as error:
         words, status = str(error), 2
-    for text in (words, screen.hint):
-        if text:
-            screen.say(text)
+    if words:
+        screen.say(words)
+    if status != 2 and screen.journal is not None and os.path.exists(screen.journal):
+        screen.say("the same command goes on where this one ended")
     return status
 
 

@@ -2379,6 +2379,12 @@ with StandIn() as ecwid:
             error = self.fails(lambda: client.submit(Batch(gets(1))), TransportError, words)
         self.assertFalse(error.uncertain)
 
+    def test_what_fails_while_the_answer_is_read_is_uncertain(self):
+        for error in (ValueError("x"), urllib.error.URLError("x"), EOFError("x")):
+            with mock.patch("ecwid_batch._read_body", side_effect=error):
+                found = self.call(None, lambda client: client.submit(Batch(gets(1))))
+            self.assertTrue(found.uncertain)
+
     def test_whatever_a_callers_own_opener_raises_is_uncertain(self):
         for cause in (urllib.error.URLError(OSError("refused")), ValueError("x"), OSError("y")):
             opener = mock.Mock(open=mock.Mock(side_effect=cause))
@@ -2971,7 +2977,10 @@ class Jobs(TestCase):
                         with self.assertRaises((TransportError, KeyboardInterrupt)) as caught:
                             list(client.stream(creates(3), **options))
                 if isinstance(fault, KeyboardInterrupt):
-                    self.assertRegex(logs.output[1], f"left; a submission may have.*: {words}")
+                    self.assertRegex(
+                        logs.output[1],
+                        f"left; a batch was being submitted; it may have arrived: {words}",
+                    )
                 else:
                     self.assertRegex(str(caught.exception), f"it may have arrived: {words}")
                     self.assertEqual(len(logs.output), 1)
@@ -3207,8 +3216,9 @@ class Journals(TestCase):
             self.run_all(client, creates(15))
             with self.assertLogs("ecwid_batch", "WARNING") as logs:
                 self.assertEqual(len(self.run_all(client, creates(15))), 15)
+                self.assertEqual(len(self.run_all(client, creates(25))), 25)  # and one batch more
             self.assertIn("store 1003: nothing was submitted, since the journal", logs.output[0])
-            self.assertEqual((len(logs.output), submissions(engine)), (1, 2))
+            self.assertEqual((len(logs.output), submissions(engine)), (1, 3))
 
     def test_requests_or_options_that_differ_are_refused_and_nothing_is_submitted(self):
         other = {"base_url": "https://other/api/v3"}
@@ -4004,7 +4014,8 @@ class CommandLine(OnTheCommandLine):
         original = self.requests(creates(30))
         text = (self.here / original).read_bytes()
         shorter = b"".join(text.splitlines(keepends=True)[:17])
-        for content in (text.replace(b"sku-2", b"sku-x"), shorter, text + text[:50]):
+        first = b"".join(text.splitlines(keepends=True)[:10])
+        for content in (text.replace(b"sku-2", b"sku-x"), shorter, first, text + text[:50]):
             self.ecwid.reset()
             self.file(text)
             os.utime(self.here / original, (1, 1))
@@ -4134,12 +4145,12 @@ class CommandLine(OnTheCommandLine):
             (get, ("--journal", "in.jsonl"), "must be different files"),
             (get, ("--journal", ""), "must name a file (is a variable not set?)"),
             (get, ("--failed", ""), "must name a file (is a variable not set?)"),
-            (get, ("--failed", "."), "cannot write .: name another file with --failed"),
+            (get, ("--failed", "."), "cannot write .: name another file by --journal or --failed"),
             (get, ("--timeout", "nan"), "timeout must be a number of seconds, not nan"),
             (get, ("--max-retry-time", "nan"), "max_retry_time must be 0 to 3600 seconds"),
             (form % ', "error": "x"', ("--failed", "f"), "is worked off in place: no --failed"),
-            (get, ("--failed", os.devnull), f"cannot write {os.devnull}: name another file with"),
-            (get, ("--journal", "no/such/j"), "name another file with --journal"),
+            (get, ("--failed", os.devnull), f"cannot write {os.devnull}: name another file by"),
+            (get, ("--journal", "no/such/j"), "name another file by --journal"),
             (get, ("--token-file", "missing"), "No such file or directory: 'missing'"),
             (get, ("--base-url", "http://app.ecwid.com"), "base_url must begin with https://"),
         ):
@@ -4164,7 +4175,7 @@ class CommandLine(OnTheCommandLine):
         with mock.patch("os.access", return_value=False):
             code, out, err = self.call("run", source)
         self.assertEqual((code, out, self.ecwid.requests), (2, [], []))
-        self.assertIn("cannot write in.jsonl.journal: name another file with --journal", err)
+        self.assertIn("cannot write in.jsonl.journal: name another file by --journal", err)
 
     def test_endless_input_is_refused_after_a_bound(self):
         with mock.patch("ecwid_batch._MAX_LINE", 1000):
@@ -4422,7 +4433,7 @@ class Output(OnTheCommandLine):
             def fileno(self):
                 return 2
 
-        source = ecwid_batch._Input(io.BytesIO(), 500)
+        source = ecwid_batch._Input("-", 500)
         source.lines.append(1)
         screen = mock.Mock()
         report = ecwid_batch._Report(screen, source, io.BytesIO())
