@@ -2728,7 +2728,7 @@ def _put_in_place(failures: IO[bytes], path: str) -> None:
     failures.flush()
     os.fsync(failures.fileno())
     failures.close()
-    os.replace(failures.name, path)
+    _patiently(os.replace, failures.name, path)
 
 
 def _remove_journal(path: str, screen: _Screen) -> None:
@@ -2737,14 +2737,9 @@ def _remove_journal(path: str, screen: _Screen) -> None:
         with contextlib.closing(_open_journal(path)) as file:
             file.truncate(0)
             if sys.platform != "win32":
-                os.unlink(path)  # under the lock: later it may be that of the next job
-                return
-        for pause in (0.1, 0.2, 0.4):  # Windows removes no file that somebody has open
-            with contextlib.suppress(PermissionError):
-                os.unlink(path)
-                return
-            time.sleep(pause)
-        os.unlink(path)
+                _remove(path)  # under the lock: later it may be that of the next job
+        if sys.platform == "win32":
+            _remove(path)
     except (OSError, EcwidError) as error:
         screen.say(f"the job has ended, but its journal is still there: remove {path} ({error})")
 
@@ -2768,7 +2763,18 @@ def _client(args: Any) -> EcwidClient:
 
 def _remove(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        _patiently(os.unlink, path)
+
+
+def _patiently(action: Callable[..., object], *paths: str) -> None:
+    """Do something to a file, which Windows refuses while anybody, such as a scanner, has it."""
+    pauses = [0.05, 0.1, 0.2, 0.4] if sys.platform == "win32" else []
+    for pause in pauses:
+        with contextlib.suppress(PermissionError):
+            action(*paths)
+            return
+        time.sleep(pause)
+    action(*paths)
 
 
 def _ignore_signals() -> None:
@@ -2848,20 +2854,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with contextlib.suppress(ValueError):  # not in the main thread: no signals there
             signal.signal(signal.SIGTERM, terminate)
-        for stream in (sys.stdin, sys.stdout):
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, OSError):  # there may be none
                 os.set_blocking(stream.fileno(), True)
         status = _exit_status(args, screen)
     finally:
         _LOG.removeHandler(screen)
         _LOG.setLevel(level)
+        if argv is not None:
+            with contextlib.suppress(ValueError):
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
     if argv is None and status > 128 and sys.platform != "win32":
         signal.signal(status - 128, signal.SIG_DFL)
         os.kill(os.getpid(), status - 128)
-    if argv is not None:
-        with contextlib.suppress(ValueError):
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
     return status
 
 
