@@ -2313,6 +2313,17 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM arrived."""
 
 
+_EXITS: dict[type[BaseException], int] = {  # the first that fits
+    _Terminated: 143,
+    KeyboardInterrupt: 130,
+    _OutputError: 5,
+    BatchTimeoutError: 4,
+    EcwidError: 3,
+    OSError: 2,
+    ValueError: 2,
+}
+
+
 def _write(stream: Any, text: str) -> None:
     """Write all of a text.
 
@@ -2522,12 +2533,12 @@ def _request_of(item: Any, where: str) -> BatchRequest:
 
 
 class _Report:
-    """The responses: printed, counted, and kept as input where a request did not succeed.
+    """The responses: printed and counted.
 
     first  the first request that did not succeed, in words
     """
 
-    def __init__(self, screen: _Screen, source: _Input, failures: IO[bytes]) -> None:
+    def __init__(self, screen: _Screen, source: _Input, failures: _Failures) -> None:
         self.first: str | None = None
         self._screen = screen
         self._source = source
@@ -2560,8 +2571,7 @@ class _Report:
         if self.first is None:
             name = f"line {line:,}, {request.method} {request.path}"
             self.first = f"{name}: {response.status}, {response.error_message}"
-        with _output("what did not succeed"):
-            self._failures.write(json.dumps(_left_over(response)).encode("ascii") + b"\n")
+        self._failures.add(response)
 
     def show(self, status: BatchStatus) -> None:
         """Show the progress."""
@@ -2591,16 +2601,57 @@ class _Report:
                 self._screen.say(f"what did not succeed is in {failed}: mend it there and run that")
 
 
-def _left_over(response: BatchResponse) -> dict[str, Any]:
-    """Return a request that did not succeed as a line of FILE.failed."""
-    request = response.request
-    parts = {name: getattr(request, name) for name in ("id", "method", "path", "body")}
-    line = {name: value for name, value in parts.items() if value is not None}
-    line["error"] = response.error_message
-    doubtful = response.status == "UNKNOWN" or _may_have_run(response.http_status_code)
-    if doubtful and not response.retryable:
-        line["mayHaveRun"] = True
-    return line
+class _Failures:
+    """FILE.failed, which is put in its place as a whole when the job has ended.
+
+    It is begun at the first failure, when the job holds its journal: another run of the same
+    command does not get at it. If it is not put in its place, the same command will write it again.
+    """
+
+    def __init__(self, path: str | None, mode: int) -> None:
+        self._path = path
+        self._mode = mode
+        self._part = f"{path}.part"
+        self._file: IO[bytes] | None = None
+
+    def add(self, response: BatchResponse) -> None:
+        """Write a request that did not succeed as a line of input that says why."""
+        if self._path is None:
+            return
+        request = response.request
+        parts = {name: getattr(request, name) for name in ("id", "method", "path", "body")}
+        line = {name: value for name, value in parts.items() if value is not None}
+        line["error"] = response.error_message
+        doubtful = response.status == "UNKNOWN" or _may_have_run(response.http_status_code)
+        if doubtful and not response.retryable:
+            line["mayHaveRun"] = True
+        with _output(self._part):
+            if self._file is None:
+                self._file = open(self._part, "wb", opener=self._open)  # noqa: SIM115
+            self._file.write(json.dumps(line).encode("ascii") + b"\n")
+
+    def put_in_place(self) -> None:
+        """Replace what is there; remove it if all succeeded."""
+        if self._path is None:
+            return
+        with _output(self._path):
+            if self._file is None:
+                _remove(self._path)
+                return
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            _patiently(os.replace, self._part, self._path)
+
+    def close(self) -> None:
+        """Remove what has not been put in its place."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            _remove(self._part)
+
+    def _open(self, path: str, flags: int) -> int:
+        return os.open(path, flags, self._mode)
 
 
 def _run(args: Any, screen: _Screen) -> int:
@@ -2610,10 +2661,15 @@ def _run(args: Any, screen: _Screen) -> int:
         source.check()
     journal, failed = _places(args, source)
     screen.journal = journal
-    with _failures(args.file, failed, source.is_file) as failures:
+    # Nobody may read FILE.failed who could not read FILE.
+    is_public = source.is_file and os.stat(args.file).st_mode & stat.S_IROTH
+    with contextlib.closing(_Failures(failed, 0o644 if is_public else 0o600)) as failures:
         report = _Report(screen, source, failures)
         _print_responses(client, args, journal, source, report)
         report.end(failed)
+        _ignore_signals()  # from here on the job has ended, whatever comes
+        _refuse_interrupted(args.file, failed)
+        failures.put_in_place()
     if journal is not None and args.journal is None:
         _remove_journal(journal, screen)
     return 0 if report.first is None else 1
@@ -2671,7 +2727,7 @@ def _check_places(file: str, journal: str | None, failed: str | None, is_left_ov
         place = os.path.realpath(path)
         writable = os.access(os.path.dirname(place), os.W_OK)
         if os.path.exists(place):
-            writable = os.path.isfile(place) and os.access(place, os.W_OK)
+            writable = writable and os.path.isfile(place) and os.access(place, os.W_OK)
         if not writable:
             raise ValueError(f"cannot write {path}: name another file by --journal or --failed")
     if not is_left_over:
@@ -2691,44 +2747,6 @@ def _refuse_interrupted(file: str, failed: str | None) -> None:
             f"{failed} is a job that has not ended: first finish it with run {failed}, or remove "
             f"{journal} to give it up"
         )
-
-
-@contextlib.contextmanager
-def _failures(file: str, failed: str | None, is_file: bool) -> Iterator[IO[bytes]]:
-    """Open the file that becomes FILE.failed when the job has ended.
-
-    Nobody may read it who could not read FILE. If it is not in its place in the end, the same
-    command will write it again.
-    """
-    if failed is None:
-        with open(os.devnull, "wb") as nowhere:
-            yield nowhere
-        _ignore_signals()
-        return
-    part = f"{failed}.part"
-    mode = 0o644 if is_file and os.stat(file).st_mode & stat.S_IROTH else 0o600
-    with open(part, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as failures:
-        try:
-            yield failures
-            _ignore_signals()  # from here on the job has ended, whatever comes
-            _refuse_interrupted(file, failed)
-            with _output(failed):
-                _put_in_place(failures, failed)
-        finally:
-            with contextlib.suppress(OSError):
-                failures.close()
-            _remove(part)
-
-
-def _put_in_place(failures: IO[bytes], path: str) -> None:
-    """Replace FILE.failed by what did not succeed; remove it if all succeeded."""
-    if not failures.tell():
-        _remove(path)
-        return
-    failures.flush()
-    os.fsync(failures.fileno())
-    failures.close()
-    _patiently(os.replace, failures.name, path)
 
 
 def _remove_journal(path: str, screen: _Screen) -> None:
@@ -2877,18 +2895,9 @@ def _exit_status(args: Any, screen: _Screen) -> int:
         if sys.stdout is None:
             raise _OutputError("standard output is closed")
         return int(args.function(args, screen))
-    except _Terminated:
-        words, status = "terminated", 143
-    except KeyboardInterrupt:
-        words, status = "interrupted", 130
-    except _OutputError as error:
-        words, status = str(error), 5
-    except BatchTimeoutError as error:
-        words, status = str(error), 4
-    except EcwidError as error:
-        words, status = str(error), 3
-    except (OSError, ValueError) as error:
-        words, status = str(error), 2
+    except tuple(_EXITS) as error:
+        status = next(status for kind, status in _EXITS.items() if isinstance(error, kind))
+        words = {130: "interrupted", 143: "terminated"}.get(status, str(error))
     if words:
         screen.say(words)
     if status != 2 and screen.journal is not None and os.path.exists(screen.journal):

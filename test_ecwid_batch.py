@@ -3955,6 +3955,26 @@ class CommandLine(OnTheCommandLine):
         self.assertEqual(code, 2, err)
         self.assertIn("in.jsonl.journal", self.left())
 
+    def test_the_same_command_at_the_same_time_is_told_so_and_harms_nothing(self):
+        self.ecwid.script = fails_at(0, 12)
+        source, seen = self.requests(creates(20)), []
+        show = ecwid_batch._Report.show
+
+        def second(report, status):
+            show(report, status)
+            if status.completed_requests == 10:
+                seen.append(self.run_it(source))
+
+        with mock.patch.object(ecwid_batch._Report, "show", second):
+            code, out, _ = self.run_it(source)
+        self.assertEqual((code, len(out), self.left()), (1, 20, ["in.jsonl.failed"]))
+        self.assertEqual([item["body"]["sku"] for item in self.failed()], ["sku-0", "sku-12"])
+        self.assertEqual((seen[0][0], len(self.ecwid.ledger)), (3, 20))
+        self.assertIn("in.jsonl.journal is in use", seen[0][2])
+
+    def run_it(self, source):
+        return self.call("run", source, "--continue-on-failure", "--batch-size", "5")
+
     @unittest.skipUnless(os.name == "posix", "needs the rights of files")
     def test_nobody_may_read_a_failed_file_who_could_not_read_its_input(self):
         self.ecwid.script = fails_at(0)
@@ -4314,7 +4334,7 @@ class Output(OnTheCommandLine):
         full = OSError(28, "No space left on device")
         for place, words in (
             ("os.replace", "cannot write in.jsonl.failed: [Errno 28]"),
-            ("ecwid_batch._left_over", "cannot write what did not succeed: [Errno 28]"),
+            ("ecwid_batch._Failures._open", "cannot write in.jsonl.failed.part: [Errno 28]"),
         ):
             source = self.requests(creates(2))
             with mock.patch(place, side_effect=full):
@@ -4436,7 +4456,7 @@ class Output(OnTheCommandLine):
         source = ecwid_batch._Input("-", 500)
         source.lines.append(1)
         screen = mock.Mock()
-        report = ecwid_batch._Report(screen, source, io.BytesIO())
+        report = ecwid_batch._Report(screen, source, mock.Mock())
         with contextlib.redirect_stdout(io.StringIO()):
             report.add(BatchResponse("1", "FAILED", 400, _request=gets(1)[0]))
         self.ecwid.clock.skipped += 10
