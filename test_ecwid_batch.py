@@ -41,6 +41,7 @@ import itertools
 import json
 import logging
 import math
+import operator
 import os
 import pathlib
 import pickle
@@ -133,6 +134,11 @@ class Collection(dict):
     TIMES = {"createdFrom", "createdTo", "updatedFrom", "updatedTo"}
     SORTED = {"ADDED_TIME": "createTimestamp", "UPDATED_TIME": "updateTimestamp"}
     ELSEWHERE = {"offset", "limit", "responseFields", "lang"}
+    FILTERS = {
+        "category": lambda item, text: text in map(str, item.get("categoryIds", ())),
+        "inStock": lambda item, text: written(item.get("quantity", 1) > 0) == text,
+        "keyword": lambda item, text: text.lower() in json.dumps(item).lower(),
+    }
 
     def __init__(self, kind, ids, parts=None):
         super().__init__()
@@ -197,38 +203,39 @@ class Collection(dict):
         return {"updateCount": 1}
 
     def skus(self, item):
-        return [
-            item.get("sku"),
-            *(part.get("sku") for part in self.parts.get(item["id"], {}).values()),
-        ]
+        parts = self.parts.get(item["id"], {})
+        return {thing.get("sku") for thing in (item, *parts.values())}
 
     def kept(self, found, name, text):
         """Return what a filter leaves of what was found; warn of one that is unknown."""
+        wanted = set(text.split(","))
         if name == "sku":
-            wanted = set(text.split(","))
-            return [item for item in found if wanted.intersection(self.skus(item))]
+            return [item for item in found if wanted & self.skus(item)]
         if name in self.EQUAL:
-            wanted, field = text.split(","), self.FIELDS.get(name, name)
+            field = self.FIELDS.get(name, name)
             return [item for item in found if written(item.get(field)) in wanted]
         if name in self.TIMES:
-            sign, moment = 1 if name.endswith("From") else -1, timestamp(name, text)
-            field = f"{name[:6]}Timestamp"  # createTimestamp, updateTimestamp
-            return [item for item in found if sign * (item.get(field, 0) - moment) >= 0]
-        if name == "category":
-            return [item for item in found if text in map(str, item.get("categoryIds", ()))]
-        if name == "inStock":
-            return [item for item in found if written(item.get("quantity", 1) > 0) == text]
-        if name == "keyword":
-            return [item for item in found if text.lower() in json.dumps(item).lower()]
+            return self.in_time(found, name, timestamp(name, text))
+        if name in self.FILTERS:
+            return [item for item in found if self.FILTERS[name](item, text)]
         if name == "sortBy":
-            word, _, direction = text.rpartition("_")
-            field = self.SORTED.get(word, word.lower())
-            key = lambda item: (isinstance(item.get(field), str), item.get(field) or 0)  # noqa: E731
-            found = sorted(found, key=key)
-            return found[::-1] if direction == "DESC" else found
+            return self.in_order(found, text)
         if name not in self.ELSEWHERE:
             warnings.warn(f"the stand-in ignores the parameter {name!r}", stacklevel=2)
         return found
+
+    @staticmethod
+    def in_time(found, name, moment):
+        field = f"{name[:6]}Timestamp"  # createTimestamp, updateTimestamp
+        sign = 1 if name.endswith("From") else -1
+        return [item for item in found if sign * (item.get(field, 0) - moment) >= 0]
+
+    def in_order(self, found, text):
+        word, _, direction = text.rpartition("_")
+        field = self.SORTED.get(word, word.lower())
+        key = lambda item: (isinstance(item.get(field), str), item.get(field) or 0)  # noqa: E731
+        found = sorted(found, key=key)
+        return found[::-1] if direction == "DESC" else found
 
     def search(self, query):
         """Return the page that a query asks for."""
@@ -436,27 +443,27 @@ class Shop:
         return status, picked(found, field_tree(query.get("responseFields", "")))
 
     def routed(self, method, segments, call):
-        kind, *rest = segments
-        places = [
-            "*" if place % 2 and word not in ("sort", "async") else word
-            for place, word in enumerate(segments)
-        ]
-        route = ROUTES.get("/".join(places))
-        if route is None and kind in self.items:
-            route = ROUTES.get("/".join(["KIND", *places[1:]]))
+        kind = segments[0]
+        places = list(segments)
+        for place in range(1, len(places), 2):
+            if places[place] not in ("sort", "async"):
+                places[place] = "*"
+        names = ["/".join(places)]
+        if kind in self.items:
+            names.append("/".join(["KIND", *places[1:]]))
+        route = next((ROUTES[name] for name in names if name in ROUTES), None)
         if route is None:
-            text = f"the stand-in has no /{'/'.join(places)}; answer it with `script`"
+            text = f"the stand-in has no /{names[0]}; answer it with `script`"
             raise Refusal(404, "NOT_IN_THE_STAND_IN", text)
         if method not in route:
             raise Refusal(405, "METHOD_NOT_ALLOWED", "Method not allowed")
         call.things = self.items.get(kind)
-        if "*" in places:
-            call.item = call.things.find(rest[0])
-        if "combinations" in places:
-            new = Collection("combinations", self.ids)
-            call.things = self.variations.setdefault(call.item["id"], new)
-        if places.count("*") == 2:
-            call.item = call.things.find(rest[2])
+        for place, word in enumerate(places):
+            if word == "*":
+                call.item = call.things.find(segments[place])
+            elif word == "combinations":
+                new = Collection("combinations", self.ids)
+                call.things = self.variations.setdefault(call.item["id"], new)
         return route[method](self, call)
 
 
@@ -524,14 +531,15 @@ class Job:
             heapq.heappush(self.running, (again, number, attempt + 1))
             return
         line = http.client.responses.get(status, "")
-        if status != 200 and isinstance(body, dict):
-            line = body.get("errorMessage", line)
         fields = {"httpBody": body, "httpStatusCode": status, "httpStatusLine": line}
-        self.add_row(call, {"status": "COMPLETED" if status == 200 else "FAILED", **fields})
-        if status != 200 and self.stops:
-            for left in self.pending:
-                self.add_row(self.calls[left], {"status": "NOT_EXECUTED"})
-            self.pending.clear()
+        if status == 200:
+            self.add_row(call, {"status": "COMPLETED", **fields})
+            return
+        if isinstance(body, dict):
+            fields["httpStatusLine"] = body.get("errorMessage", line)
+        self.add_row(call, {"status": "FAILED", **fields})
+        while self.stops and self.pending:
+            self.add_row(self.calls[self.pending.popleft()], {"status": "NOT_EXECUTED"})
 
     def add_row(self, call, fields):
         row = {"id": call["id"]} if "id" in call else {}
@@ -646,17 +654,12 @@ class Engine:
     def answer(self, ticket, call):
         """Return HTTP status and JSON for a wrapped call."""
         self.ledger.append((ticket, call))
-        scripted = (500, {"errorMessage": "the script failed", "errorCode": "INTERNAL_ERROR"})
-        with self.told():
-            scripted = self.script(call) if self.script else None
+        if self.script:
+            scripted = (500, {"errorMessage": "the script failed", "errorCode": "INTERNAL_ERROR"})
+            with self.told():
+                scripted = self.scripted(call)
             if scripted is not None:
-                json.dumps(scripted[1])
-                if not (isinstance(scripted[0], int) and 100 <= scripted[0] <= 599):
-                    raise ValueError(f"a script returned {scripted[0]!r}, which is no HTTP status")
-        if self.script_error is not None and scripted is not None:
-            scripted = (500, {"errorMessage": repr(self.script_error)})
-        if scripted is not None:
-            return scripted
+                return scripted
         body = call.get("body")
         if body and isinstance(body, str):
             try:
@@ -664,6 +667,15 @@ class Engine:
             except ValueError:
                 body = [body]  # which the shop refuses
         return self.shop.answer(call["method"], call["path"], body)
+
+    def scripted(self, call):
+        answer = self.script(call)
+        if answer is not None:
+            status, body = answer
+            if not isinstance(status, int) or not 100 <= status <= 599:
+                raise ValueError(f"a script returned {status!r}, which is no HTTP status")
+            json.dumps(body)
+        return answer
 
     def handle(self, method, target, headers, body):
         """Return (status, extra headers, JSON) for a request to `target`."""
@@ -1188,10 +1200,23 @@ class Check:
         return {name: "..." if "Body" in name else value for name, value in row.items()}
 
     def run(self):
-        stop = "COMPLETED", "FAILED", "NOT_EXECUTED"
-        paths = ["/profile", MISSING, "/profile"]
+        self.one_batch(["/profile", MISSING, "/profile"])
+        self.modes()
+        code, found = self.ask("GET", "/batch", {"status": "COMPLETED", "offset": 0, "limit": 100})
+        items = found.get("items") if isinstance(found, dict) else found
+        fine = isinstance(items, list) and all(isinstance(one.get("ticket"), str) for one in items)
+        self.tell("find", "an array, or items", [code, str(found)[:100]], bool(fine))
+        self.cancel_and_delete()
+        code, answer = self.ask("GET", "/batch", {"ticket": "no-such-ticket"})
+        fine = isinstance(answer, dict) and bool({"errorMessage", "errorCode"} & set(answer))
+        self.tell("an unknown ticket", "404 in Ecwid's own JSON", [code, answer], fine)
+        self.tell("headers of a limit", "any", sorted(self.headers), True)
+        return self.differs
+
+    def one_batch(self, paths):
         key = str(uuid.uuid4())
-        ticket, rows, status, _ = self.rows("a failure stops", paths, [*stop], deduplicationKey=key)
+        stop = ["COMPLETED", "FAILED", "NOT_EXECUTED"]
+        ticket, rows, status, _ = self.rows("a failure stops", paths, stop, deduplicationKey=key)
         again = self.submit(paths, deduplicationKey=key)
         self.tell("the same key again", "the first ticket", again == ticket, again == ticket)
         light = self.look(ticket)
@@ -1201,50 +1226,41 @@ class Check:
         ids = [row.get("id") for row in rows]
         fine = sorted(ids, key=str) == ["check 0", "check 1", "check 2"]
         self.tell("ids are echoed, in some order", "check 0 to check 2", ids, fine)
-        bodies = [name for row in rows[:1] for name in row if "Body" in name]
-        fine = bodies in (["escapedHttpBody"], ["httpBody"]) and status.responses[0].body
-        self.tell("with escapedJson the body is text", "escapedHttpBody", bodies, bool(fine))
-        failed = status.failed[0] if status.failed else None
-        fine = failed is not None and failed.http_status_code == 404 and failed.error_message
-        self.tell("the row of a failure", "404 and a message", rows[1:2], bool(fine))
+        bodies = [name for name in rows[0] if "Body" in name]
+        fine = bodies in (["escapedHttpBody"], ["httpBody"]) and bool(status.responses[0].body)
+        self.tell("with escapedJson the body is text", "escapedHttpBody", bodies, fine)
+        failed = [one for one in status.failed if one.http_status_code == 404]
+        fine = bool(failed and failed[0].error_message)
+        self.tell("the row of a failure", "404 and a message", rows[1:2], fine)
         self.tell("the row of a call that did not run", "any", rows[2:], True)
-        on = "COMPLETED", "FAILED", "COMPLETED"
-        self.rows("without stopOnFirstFailure", paths, [*on], stopOnFirstFailure="false")
-        many = ["/profile"] * 20
-        *_, seconds = self.rows("one after another", many, ["COMPLETED"] * 20)
-        self.rows("in parallel", many, ["COMPLETED"] * 20, allowParallelMode="true")
+
+    def modes(self):
+        paths, on = ["/profile", MISSING, "/profile"], ["COMPLETED", "FAILED", "COMPLETED"]
+        self.rows("without stopOnFirstFailure", paths, on, stopOnFirstFailure="false")
+        many, fine = ["/profile"] * 20, ["COMPLETED"] * 20
+        *_, seconds = self.rows("one after another", many, fine)
+        self.rows("in parallel", many, fine, allowParallelMode="true")
         self.tell("a wrapped call", "any time", f"{seconds / 20:.2f} s", True)
-        code, found = self.ask("GET", "/batch", {"status": "COMPLETED", "offset": 0, "limit": 100})
-        items = found.get("items") if isinstance(found, dict) else found
-        fine = isinstance(items, list) and all(isinstance(one.get("ticket"), str) for one in items)
-        self.tell("find", "an array, or items", [code, str(found)[:100]], bool(fine))
-        self.cancel_and_delete()
-        self.tell("headers of a limit", "any", sorted(self.headers), True)
-        return self.differs
 
     def cancel_and_delete(self):
         group = f"check-{uuid.uuid4().hex[:8]}"
         ticket = self.submit(["/profile"] * 300, groupId=group)
         code, answer = self.ask("POST", "/batch/cancel-group", {"groupId": group})
-        fine = isinstance(answer, dict) and type(answer.get("updateCount")) is int
-        self.tell("cancel", "200 and updateCount", [code, answer], code == 200 and fine)
+        fine = code == 200 and self.has_count(answer, "updateCount")
+        self.tell("cancel", "200 and updateCount", [code, answer], fine)
         answer, status = self.end(ticket)
-        odd = [
-            row for row, one in zip(answer.get("responses") or [], status) if one.status == "FAILED"
-        ]
-        last = self.without_data((answer.get("responses") or [None])[-1])
-        self.tell("rows of cancelled calls", "none, or no code", odd[:1] or [last], not odd)
-        for name, fine in (("delete", {200}), ("delete again", {200, 404})):
+        rows = [self.without_data(row) for row in answer.get("responses") or []]
+        odd = [row for row, response in zip(rows, status) if response.status == "FAILED"]
+        self.tell("rows of cancelled calls", "none, or no code", odd[:1] or rows[-1:], not odd)
+        for name in ("delete", "delete again"):
             code, answer = self.ask("DELETE", "/batch", {"ticket": ticket, "ticketId": ticket})
-            known = code == 404 or (
-                isinstance(answer, dict) and type(answer.get("deleteCount")) is int
-            )
-            self.tell(name, "deleteCount", [code, answer], code in fine and known)
-        code, answer = self.ask("GET", "/batch", {"ticket": "no-such-ticket"})
-        fine = (
-            code == 404 and isinstance(answer, dict) and {"errorMessage", "errorCode"} & set(answer)
-        )
-        self.tell("an unknown ticket", "404 in Ecwid's own JSON", [code, answer], bool(fine))
+            fine = code == 200 and self.has_count(answer, "deleteCount")
+            fine = fine or (code == 404 and name == "delete again")
+            self.tell(name, "deleteCount", [code, answer], fine)
+
+    @staticmethod
+    def has_count(answer, name):
+        return isinstance(answer, dict) and type(answer.get(name)) is int
 
 
 def check():
@@ -1997,38 +2013,39 @@ class Clients(TestCase):
             def open(self, *args, **options):
                 raise AssertionError("something was sent")
 
+        def call(method, *arguments, **options):
+            answer = getattr(client, method)(*arguments, **options)
+            if method == "find":
+                next(answer)
+
         client, one = EcwidClient(1, "t", opener=Never()), BatchRequest.get("/a", id="A")
-        for call, kind, words in (
-            (lambda: client.run(Batch(gets(1))), TypeError, "client.wait(client.submit(batch)"),
-            (lambda: client.stream(Batch(gets(1))), TypeError, "take requests, not a Batch"),
-            (lambda: client.stream(gets(1)[0]), TypeError, "not iterable"),
-            (lambda: client.stream([], batch_size=0), ValueError, "batch_size must be 1 to 500"),
-            (lambda: client.stream([], batch_size=501), ValueError, "batch_size must be 1 to 500"),
-            (lambda: client.stream([], deduplication_key="x"), ValueError, "must be a UUID"),
-            (lambda: client.stream([], group_id=3), TypeError, "group_id must be a str"),
-            (lambda: client.stream([], journal=True), TypeError, "os.PathLike"),
-            (lambda: client.stream([], allow_parallel_mode="no"), TypeError, "True or False"),
-            (lambda: client.run([], jurnal="x"), TypeError, "jurnal"),
-            (lambda: client.run([], on_progress=3), TypeError, "on_progress must be a function"),
-            (
-                lambda: client.stream([], timeout=math.nan),
-                ValueError,
-                "a number of seconds, not nan",
-            ),
-            (lambda: client.wait("T", timeout=math.nan), ValueError, "a number of seconds"),
-            (lambda: client.run([], timeout="9"), TypeError, "must be real number, not str"),
-            (lambda: client.run([one, one], batch_size=1), ValueError, "is that of request 1"),
-            (lambda: client.wait("T", on_progress=3), TypeError, "on_progress must be a function"),
-            (lambda: client.wait("T", batch=gets(1)), TypeError, "batch must be a Batch, not list"),
-            (lambda: client.submit(gets(1)), TypeError, "batch must be a Batch, not list"),
-            (lambda: client.wait(None), TypeError, "ticket must be a str"),
-            (lambda: client.status(""), ValueError, "ticket must not be empty"),
-            (lambda: client.delete(5), TypeError, "ticket must be a str"),
-            (lambda: client.cancel(""), ValueError, "group_id must not be empty"),
-            (lambda: next(client.find("DONE")), ValueError, "status must be one of"),
+        for kind, words, method, argument, options in (
+            (TypeError, "client.wait(client.submit(batch)", "run", Batch(gets(1)), {}),
+            (TypeError, "take requests, not a Batch", "stream", Batch(gets(1)), {}),
+            (TypeError, "not iterable", "stream", one, {}),
+            (ValueError, "batch_size must be 1 to 500", "stream", [], {"batch_size": 0}),
+            (ValueError, "batch_size must be 1 to 500", "stream", [], {"batch_size": 501}),
+            (ValueError, "must be a UUID", "stream", [], {"deduplication_key": "x"}),
+            (TypeError, "group_id must be a str", "stream", [], {"group_id": 3}),
+            (TypeError, "os.PathLike", "stream", [], {"journal": True}),
+            (TypeError, "True or False", "stream", [], {"allow_parallel_mode": "no"}),
+            (TypeError, "jurnal", "run", [], {"jurnal": "x"}),
+            (TypeError, "on_progress must be a function", "run", [], {"on_progress": 3}),
+            (ValueError, "a number of seconds, not nan", "stream", [], {"timeout": math.nan}),
+            (TypeError, "must be real number, not str", "run", [], {"timeout": "9"}),
+            (ValueError, "is that of request 1", "run", [one, one], {"batch_size": 1}),
+            (ValueError, "a number of seconds, not nan", "wait", "T", {"timeout": math.nan}),
+            (TypeError, "on_progress must be a function", "wait", "T", {"on_progress": 3}),
+            (TypeError, "batch must be a Batch, not list", "wait", "T", {"batch": gets(1)}),
+            (TypeError, "ticket must be a str", "wait", None, {}),
+            (TypeError, "batch must be a Batch, not list", "submit", gets(1), {}),
+            (ValueError, "ticket must not be empty", "status", "", {}),
+            (TypeError, "ticket must be a str", "delete", 5, {}),
+            (ValueError, "group_id must not be empty", "cancel", "", {}),
+            (ValueError, "status must be one of", "find", "DONE", {}),
         ):
-            with self.subTest(words=words):
-                self.fails(call, kind, words)
+            with self.subTest(words=words, method=method):
+                self.fails(lambda m=method, a=argument, o=options: call(m, a, **o), kind, words)
 
     def test_clients_of_a_kind_share_one_opener_and_loopback_gets_no_proxy(self):
         proxies = {"https_proxy": "http://u:p@10.0.0.1:3128", "http_proxy": "http://10.0.0.1:3128"}
@@ -2623,6 +2640,9 @@ class TheToken(TestCase):
                 elsewhere.reset()
 
     def test_it_is_in_no_message_log_or_repr(self):
+        def answers(method, *arguments):
+            return lambda handler: operator.attrgetter(method)(handler)(*arguments)
+
         logger = logging.getLogger("ecwid_batch")
         logger.setLevel(logging.DEBUG)
         handler = logging.StreamHandler(io.StringIO())
@@ -2634,12 +2654,12 @@ class TheToken(TestCase):
             for fault in (
                 "500",
                 "reset",
-                lambda h: h.send(400, {}, echo),
-                lambda h: h.send(429, {"Retry-After": "999"}, echo),
-                lambda h: h.raw(302, {"Location": f"http://127.0.0.1:1/{token}"}, b""),
-                lambda h: h.send(200, {}, {"ticket": [token]}),
-                lambda h: h.raw(200, {}, token.encode()),
-                lambda h: h.wfile.write(f"{token} {token}\r\n\r\n".encode()),
+                answers("send", 400, {}, echo),
+                answers("send", 429, {"Retry-After": "999"}, echo),
+                answers("raw", 302, {"Location": f"http://127.0.0.1:1/{token}"}, b""),
+                answers("send", 200, {}, {"ticket": [token]}),
+                answers("raw", 200, {}, token.encode()),
+                answers("wfile.write", f"{token} {token}\r\n\r\n".encode()),
             ):
                 ecwid.faults = [fault] * 20
                 client = ecwid.client(max_retry_time=0.1)
@@ -2804,21 +2824,19 @@ class Jobs(TestCase):
         with StandIn(rate_limit=None) as ecwid:
             for count in (0, 1, 499, 500, 501, 1200):
                 ecwid.reset()
-                looks = []
-                status = ecwid.client().run(creates(count), on_progress=looks.append)
-                self.assertEqual([r.request for r in status], creates(count))
-                self.assertEqual([r.id for r in status], [f"{n:06d}" for n in range(1, count + 1)])
+                status = ecwid.client().run(creates(count))
+                ids = [f"{place:06d}" for place in range(1, count + 1)]
+                self.assertEqual([(r.request, r.id) for r in status], [*zip(creates(count), ids)])
                 self.assertEqual((ran(ecwid), status.ticket), (skus(count), None))
                 self.assertEqual((status.done, status.total_requests), (True, count))
                 status.raise_for_failures()
-                self.assertEqual(
-                    [r.id for r in ecwid.client().stream(gets(count))], [r.id for r in status]
-                )
-                if count == 1200:  # an on_progress is about the job, which is done at its end
-                    counts = [(s.completed_requests, s.done) for s in looks]
-                    self.assertEqual(counts, [(500, False), (1000, False), (1200, True)])
-                    self.assertEqual({look.total_requests for look in looks}, {1200})
-                    self.assertEqual([look.ticket for look in looks], list(ecwid.jobs)[:3])
+                self.assertEqual([r.id for r in ecwid.client().stream(gets(count))], ids)
+            ecwid.reset()
+            looks = []
+            ecwid.client().run(gets(1200), on_progress=looks.append)  # on_progress is about the job
+            counts = [(s.completed_requests, s.total_requests, s.done) for s in looks]
+            self.assertEqual(counts, [(500, 1200, False), (1000, 1200, False), (1200, 1200, True)])
+            self.assertEqual([look.ticket for look in looks], list(ecwid.jobs))
 
     def test_two_batches_are_at_ecwid_where_failures_do_not_stop_the_job_else_one(self):
         for stops, most in ((True, 1), (False, 2)):
@@ -3367,34 +3385,35 @@ class Journals(TestCase):
             self.assertFalse(self.path.exists())
 
     def test_what_was_being_submitted_is_submitted_again_while_its_key_is_safe_else_unknown(self):
-        for taken in (True, False):  # whether Ecwid took the batch before the process died
-            for pause, safe in ((60, True), (58 * 60, True), (60 * 60, False), (3 * DAY, False)):
-                for stops in (True, False):
-                    self.setUp()
-                    with virtual() as (engine, client, clock):
-                        options = {"stop_on_first_failure": stops}
+        pauses = ((60, True), (58 * 60, True), (60 * 60, False), (3 * DAY, False))
+        for taken, (pause, safe), stops in itertools.product((True, False), pauses, (True, False)):
+            with self.subTest(taken=taken, pause=pause, stops=stops):
+                self.setUp()
+                self.interrupted(taken, pause, safe, stops)
 
-                        def die(after, taken=taken):
-                            if after == taken:
-                                raise Killed
+    def interrupted(self, taken, pause, safe, stops):
+        """Kill a job at its first submission, taken by Ecwid or not; go on after a pause."""
 
-                        client.network.fault = die
-                        with contextlib.suppress(Killed):
-                            self.run_all(client, creates(25), **options)
-                        client.network.fault = lambda after: None
-                        clock.now += pause
-                        found = self.run_all(client, creates(25), **options)
-                        states = [r.status for r in found]
-                        goes_on = safe or not stops
-                        self.assertEqual(
-                            sorted(ran(engine)),
-                            sorted(skus(10 * (safe or taken)) + skus(15 * goes_on, 10)),
-                        )
-                        expected = ["COMPLETED" if safe else "UNKNOWN"] * 10
-                        expected += ["COMPLETED" if goes_on else "NOT_EXECUTED"] * 15
-                        self.assertEqual(states, expected)
-                        if not safe:
-                            self.assertIn("when the job was interrupted", found[0].error_message)
+        def die(after):
+            if after == taken:
+                raise Killed
+
+        with virtual() as (engine, client, clock):
+            options = {"stop_on_first_failure": stops}
+            client.network.fault = die
+            with contextlib.suppress(Killed):
+                self.run_all(client, creates(25), **options)
+            client.network.fault = lambda after: None
+            clock.now += pause
+            found = self.run_all(client, creates(25), **options)
+            goes_on = safe or not stops
+            expected = ["COMPLETED" if safe else "UNKNOWN"] * 10
+            expected += ["COMPLETED" if goes_on else "NOT_EXECUTED"] * 15
+            self.assertEqual([r.status for r in found], expected)
+            expected = skus(10 * (safe or taken)) + skus(15 * goes_on, 10)
+            self.assertEqual(sorted(ran(engine)), sorted(expected))
+            if not safe:
+                self.assertIn("when the job was interrupted", found[0].error_message)
 
     def test_an_interrupted_submission_is_repeated_before_anything_is_waited_for(self):
         with virtual(latency=0.001) as (engine, client, clock):
@@ -4656,56 +4675,56 @@ class TheStandIn(WithStandIn):
                 self.assertTrue(answer in (..., found), found)
 
     def test_a_check_of_a_live_shop_finds_what_differs(self):
-        def bent(method, path, change):
-            handle = Engine.handle
-
-            def other(self, verb, target, headers, body):
-                status, extra, answer = handle(self, verb, target, headers, body)
-                if (verb, path in target) == (method, True):
-                    answer = change(answer)
-                return status, extra, answer
-
-            return mock.patch.object(Engine, "handle", other)
-
-        def rows(change):
-            return lambda answer: {
-                **answer,
-                "responses": [change(dict(r)) for r in answer["responses"]],
-            }
-
+        for light_rows, bare_find in ((True, False), (False, False), (True, True)):
+            with mock.patch.multiple(self.ecwid, light_rows=light_rows, bare_find=bare_find):
+                self.checked(0, "Nothing of this differs")
         look = ("GET", "escapedJson=true")
-        for name, patch, words in (
-            ("as it is", contextlib.nullcontext(), None),
-            ("no rows", mock.patch.object(self.ecwid, "light_rows", False), None),
-            ("bare", mock.patch.object(self.ecwid, "bare_find", True), None),
-            ("no ticket", bent("POST", "/batch?", lambda a: {"ticket": 5}), "DIFFERS      create"),
-            ("counts", bent(*look, lambda a: {**a, "totalRequests": "3"}), "DIFFERS      status"),
-            ("ids", bent(*look, rows(lambda r: {**r, "id": "x"})), "DIFFERS      ids are echoed"),
-            ("text", bent(*look, rows(lambda r: {**r, "escapedHttpBody": 5})), "DIFFERS      with"),
-            (
-                "done",
-                bent(*look, rows(lambda r: {**r, "status": "DONE"})),
-                "DIFFERS      a failure",
-            ),
-            ("find", bent("GET", "status=", lambda a: {}), "DIFFERS      find"),
-            ("cancel", bent("POST", "cancel-group", lambda a: {}), "DIFFERS      cancel"),
-            ("delete", bent("DELETE", "/batch", lambda a: None), "DIFFERS      delete"),
-            ("404", bent("GET", "no-such", lambda a: "gone"), "DIFFERS      an unknown ticket"),
+        for method, path, change, words in (
+            ("POST", "/batch?", {"ticket": 5}, "create"),
+            (*look, {"totalRequests": "3"}, "status"),
+            (*look, [{"id": "x"}], "ids are echoed"),
+            (*look, [{"escapedHttpBody": 5}], "with"),
+            (*look, [{"status": "DONE"}], "a failure"),
+            ("GET", "status=", {"items": None}, "find"),
+            ("POST", "cancel-group", {"updateCount": None}, "cancel"),
+            ("DELETE", "/batch", {"deleteCount": "1"}, "delete"),
+            ("GET", "no-such", {"errorMessage": "gone", "errorCode": None}, None),
+            ("GET", "no-such", None, "an unknown ticket"),
         ):
-            with self.subTest(name=name), patch, contextlib.ExitStack() as stack:
-                self.ecwid.latency = 0.001
-                stack.enter_context(mock.patch.dict(os.environ, self.ecwid.environment))
-                stack.enter_context(mock.patch.object(Check.__init__, "__defaults__", (0.001,)))
-                out = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-                try:
-                    code = check()
-                except SystemExit:
-                    code = 1
-            self.assertEqual(code, 0 if words is None else 1, out.getvalue())
-            self.assertIn(words or "Nothing of this differs", out.getvalue())
-            self.assertNotIn(self.ecwid.token, out.getvalue())
-            self.assertNotIn("owner@example.com", out.getvalue())
+            with self.subTest(path=path, change=change), self.bent(method, path, change):
+                self.checked(int(words is not None), f"DIFFERS      {words}" if words else "")
         self.assertEqual({call["method"] for _, call in self.ecwid.ledger}, {"GET"})
+
+    @staticmethod
+    def bent(method, path, change):
+        """Return a patch for answers: fields that differ, in each row for a list, or no object."""
+        handle = Engine.handle
+
+        def other(self, verb, target, headers, body):
+            status, extra, answer = handle(self, verb, target, headers, body)
+            if verb != method or path not in target:
+                return status, extra, answer
+            if isinstance(change, list):
+                answer["responses"] = [{**row, **change[0]} for row in answer["responses"]]
+                return status, extra, answer
+            return status, extra, change and {**answer, **change}
+
+        return mock.patch.object(Engine, "handle", other)
+
+    def checked(self, code, words):
+        self.ecwid.latency = 0.001
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.dict(os.environ, self.ecwid.environment))
+            stack.enter_context(mock.patch.object(Check.__init__, "__defaults__", (0.001,)))
+            out = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            try:
+                found = check()
+            except SystemExit:
+                found = 1
+        self.assertEqual(found, code, out.getvalue())
+        self.assertIn(words, out.getvalue())
+        self.assertNotIn(self.ecwid.token, out.getvalue())
+        self.assertNotIn("owner@example.com", out.getvalue())
 
     def test_response_fields_make_answers_small(self):
         query = "/products?responseFields=count,items(id,sku)"
@@ -4809,26 +4828,27 @@ class TheStandIn(WithStandIn):
         self.assertEqual(client.status(second).status, "COMPLETED")
 
     def test_what_a_users_own_function_raises_or_returns_in_vain_fails_his_test(self):
-        def fault(handler):
-            raise ValueError("a fault of one's own")
+        def fails(thing):
+            raise ValueError("a function of one's own")
 
-        for name, function in (
-            ("script", lambda call: 1 / 0),
-            ("script", lambda call: {"a": 1}),
-            ("script", lambda call: (200, {1, 2})),
-            ("script", lambda call: ("200", {})),
-            ("script", lambda call: (1000, {})),
-            ("latency", lambda call: 1 / 0),
-            ("latency", lambda call: "soon"),
-            ("faults", [fault]),
+        for name, answer in (
+            ("script", {"a": 1}),
+            ("script", (200, {1, 2})),
+            ("script", ("200", {})),
+            ("script", (1000, {})),
+            ("latency", "soon"),
+            ("script", fails),
+            ("latency", fails),
+            ("faults", [fails]),
         ):
-            with self.subTest(name=name):
-                with self.assertRaises((ArithmeticError, KeyError, TypeError, ValueError)):
-                    with StandIn() as ecwid:
-                        setattr(ecwid, name, function)
-                        status = ecwid.client().run(gets(1))
-                        if name == "script":
-                            self.assertEqual(status.failed[0].http_status_code, 500)
+            function = mock.Mock(return_value=answer)
+            if answer is fails or name == "faults":
+                function = answer
+            with self.subTest(name=name, answer=answer):
+                with self.assertRaises((KeyError, TypeError, ValueError)), StandIn() as ecwid:
+                    setattr(ecwid, name, function)
+                    status = ecwid.client().run(gets(1))
+                    self.assertEqual(len(status.failed), name == "script")
 
     def test_two_can_be_open_at_once_each_a_store_of_its_own_on_one_clock(self):
         before = ecwid_batch.time
@@ -5011,23 +5031,28 @@ class Readme(TestCase):
             made.append([sku for sku in skus(30) if sku not in have])
             return [BatchRequest.post("/products", {"name": sku, "sku": sku}) for sku in made[-1]]
 
-        class Dies(BaseException):
-            pass
+        def dies_at(step, times):
+            """Return a patch of a function, which kills the script the first time or later."""
+            left = iter(range(times))
+            real = eval(step)
 
-        steps = ["os.replace", "json.load", "os.remove"]
-        for step in (*steps, "os.remove", "ecwid_batch.EcwidClient._look", None):
-            count = iter([None] if len(made) % 2 else [])  # the first time, or the second
+            def die(*args, **options):
+                if next(left, None) is None:
+                    raise Killed
+                return real(*args, **options)
 
-            def die(
-                *args, count=count, real=eval(step or "print", {**globals(), "os": os}), **more
-            ):
-                if next(count, "now") == "now":
-                    raise Dies
-                return real(*args, **more)
+            return mock.patch(step, die)
 
-            patch = mock.patch(step, die) if step else contextlib.nullcontext()
-            with patch, contextlib.suppress(Dies):
+        for step, times in (
+            ("os.replace", 0),
+            ("json.load", 0),
+            ("ecwid_batch.EcwidClient._look", 1),
+            ("os.remove", 0),
+            ("os.remove", 1),
+        ):
+            with dies_at(step, times), self.assertRaises(Killed):
                 names["run_plan"](client, "autumn", make)
+        names["run_plan"](client, "autumn", make)
         self.assertEqual(sorted(ran(self.ecwid)), sorted(skus(30)))
         self.assertEqual(sorted(os.listdir(folder)), ["outcome.csv", "prices.csv"])
 
@@ -5151,18 +5176,14 @@ class Readme(TestCase):
 class Documentation(TestCase):
     @unittest.skipIf(sys.flags.optimize > 1, "docstrings are left out")
     def test_everything_public_is_explained(self):
-        def check(name, thing):
-            self.assertTrue(thing.__doc__ and not thing.__doc__.startswith(name), name)
-            if isinstance(thing, type):
-                for part, member in vars(thing).items():
-                    if part.startswith("_") or not (callable(member) or hasattr(member, "__get__")):
-                        continue
-                    member = getattr(member, "__func__", member)
-                    if callable(member) or isinstance(member, property):
-                        check(f"{name}.{part}", member)
-
         for name in ecwid_batch.__all__:
-            check(name, getattr(ecwid_batch, name))
+            thing = getattr(ecwid_batch, name)
+            self.assertTrue(thing.__doc__ and not thing.__doc__.startswith(name), name)
+            for part, member in vars(thing).items():
+                is_property = isinstance(member, property)
+                member = getattr(member, "__func__", member)
+                if not part.startswith("_") and (callable(member) or is_property):
+                    self.assertTrue(member.__doc__, f"{name}.{part}")
 
     @unittest.skipIf(sys.flags.optimize > 1, "docstrings are left out")
     def test_its_manual_page_begins_with_its_use_and_its_promises(self):
