@@ -678,6 +678,12 @@ def _may_have_run(http_status: int | None) -> bool:
     return http_status is not None and (http_status == 408 or http_status >= 500)
 
 
+def _was_refused(response: BatchResponse) -> bool:
+    """Return whether an answer says for sure that the request changed nothing."""
+    code = response.http_status_code
+    return response.status == "FAILED" and code in range(400, 500) and code != 408
+
+
 def _may_run_twice(request: BatchRequest) -> bool:
     """Return whether running the request twice does what running it once does."""
     if request.method == "PUT":
@@ -796,8 +802,8 @@ def _outcome(status: object, code: int | None) -> tuple[str, str | None]:
         return "COMPLETED", None
     if status not in ("FAILED", "NOT_EXECUTED"):
         return "UNKNOWN", _UNREADABLE
-    if success:
-        return "UNKNOWN", f"Ecwid says {status}, but with code {code}, which says that it ran"
+    if success or (status == "NOT_EXECUTED" and _may_have_run(code)):
+        return "UNKNOWN", f"Ecwid says {status}, but with code {code}, as if it ran"
     return str(status), None
 
 
@@ -1340,8 +1346,8 @@ class EcwidClient:
 
         The arguments are those of `stream`. All requests are read before any is sent, so an error
         of the input costs nothing, and an id of your own must be unique among all of them. An
-        EcwidError has the job so far in `last_status`, with the responses. The status is that of
-        the whole job: its ticket is None.
+        EcwidError that ends a job that has begun has it so far in `last_status`, with the
+        responses. The status is that of the whole job: its ticket is None.
         """
         options = _Options(allow_parallel_mode, stop_on_first_failure, group_id)
         _refuse_batch(requests)
@@ -2327,21 +2333,18 @@ _EXITS: dict[type[BaseException], int] = {  # the first that fits
 def _write(stream: Any, text: str) -> None:
     """Write all of a text.
 
-    A file or a pipe is written past Python's buffers. Where they are switched off they drop the
-    rest of a short write, and else they complain at the exit of what could not be written.
+    The process's own file or pipe is written past Python's buffers. Where they are switched off
+    they drop the rest of a short write, and else they complain at the exit of what could not be
+    written. A stream of a program that called `main` may be anything, such as a gzip file.
     """
-    try:
-        file = None if stream.isatty() else stream.fileno()
-    except OSError:  # it belongs to a program that called `main`
-        file = None
-    if file is None:
+    if stream not in (sys.__stdout__, sys.__stderr__) or stream.isatty():
         stream.write(text)
         stream.flush()
         return
     stream.flush()
     data = text.encode(stream.encoding, "backslashreplace")
     while data:
-        data = data[os.write(file, data) :]
+        data = data[os.write(stream.fileno(), data) :]
 
 
 @contextlib.contextmanager
@@ -2403,7 +2406,7 @@ class _Input:
     is_file       whether it can be read twice, and something can be left beside it
     lines         of the requests that were read and not yet answered; of an array the places
     total         how many requests there are, 0 if that is not known
-    is_left_over  whether each has an "error": FILE was left by an earlier job
+    is_left_over  whether any has an "error": FILE was left by an earlier job
     """
 
     def __init__(self, path: str, batch_size: int) -> None:
@@ -2417,7 +2420,7 @@ class _Input:
 
     def check(self) -> None:
         """Read and count all requests. Raises ValueError that names what is wrong."""
-        left_over = wrong = 0
+        wrong = 0
         named: list[str] = []
         with self._open() as file:
             self._state = _state_of(file)
@@ -2430,13 +2433,13 @@ class _Input:
                     wrong += 1
                     if wrong <= _MOST_NAMED:
                         named.append(problem)
-                left_over += sum(isinstance(item, dict) and "error" in item for _, _, item in batch)
+                if any(isinstance(item, dict) and "error" in item for _, _, item in batch):
+                    self.is_left_over = True
                 self.total += len(batch)
         if wrong > len(named):
             named.append(f"and {_count(wrong - len(named), 'other')}")
         if wrong:
             raise ValueError("\n  ".join(["nothing was sent, since FILE is wrong:", *named]))
-        self.is_left_over = 0 < left_over == self.total
 
     def requests(self) -> Iterator[BatchRequest]:
         """Yield the requests. Raises ValueError for what is none, or if FILE has changed."""
@@ -2448,6 +2451,11 @@ class _Input:
                 yield request
             self._refuse_change(file)
 
+    def refuse_change(self) -> None:
+        """Raise ValueError if FILE is not what was run."""
+        with self._open() as file:
+            self._refuse_change(file)
+
     def _open(self) -> contextlib.AbstractContextManager[IO[bytes]]:
         if self._path != "-":
             return open(self._path, "rb")
@@ -2457,7 +2465,7 @@ class _Input:
 
     def _refuse_change(self, file: IO[bytes]) -> None:
         if self._state and self._state != _state_of(file):
-            raise ValueError("FILE has changed while it was read; the rest of it was not sent")
+            raise ValueError("FILE has changed while the job ran; no more of it was sent")
 
 
 def _state_of(file: IO[bytes]) -> tuple[int, ...]:
@@ -2598,7 +2606,7 @@ class _Report:
         if self.first is not None:
             self._screen.say(f"the first that did not succeed: {self.first}")
             if failed is not None:
-                self._screen.say(f"what did not succeed is in {failed}: mend it there and run that")
+                self._screen.say(f"what did not succeed goes to {failed}: mend it there and run it")
 
 
 class _Failures:
@@ -2622,8 +2630,8 @@ class _Failures:
         parts = {name: getattr(request, name) for name in ("id", "method", "path", "body")}
         line = {name: value for name, value in parts.items() if value is not None}
         line["error"] = response.error_message
-        doubtful = response.status == "UNKNOWN" or _may_have_run(response.http_status_code)
-        if doubtful and not response.retryable:
+        did_not_run = response.status == "NOT_EXECUTED" or _was_refused(response)
+        if not did_not_run and not _may_run_twice(request):
             line["mayHaveRun"] = True
         with _output(self._part):
             if self._file is None:
@@ -2668,7 +2676,10 @@ def _run(args: Any, screen: _Screen) -> int:
         _print_responses(client, args, journal, source, report)
         report.end(failed)
         _ignore_signals()  # from here on the job has ended, whatever comes
-        _refuse_interrupted(args.file, failed)
+        if source.is_left_over:
+            source.refuse_change()
+        else:
+            _refuse_interrupted(failed)
         failures.put_in_place()
     if journal is not None and args.journal is None:
         _remove_journal(journal, screen)
@@ -2700,7 +2711,8 @@ def _print_responses(
         for response in stream:
             report.add(response)
     try:
-        os.fsync(sys.stdout.fileno())
+        if sys.stdout is sys.__stdout__:
+            os.fsync(sys.stdout.fileno())
     except OSError as error:  # EINVAL, if it is no file; but a full disk may tell only now
         if error.errno in (errno.EDQUOT, errno.EIO, errno.ENOSPC):
             raise _OutputError(f"cannot write the output: {error}") from None
@@ -2714,35 +2726,41 @@ def _places(args: Any, source: _Input) -> tuple[str | None, str | None]:
     journal, failed = args.journal, args.failed
     if "" in (journal, failed):
         raise ValueError("--journal and --failed must name a file (is a variable not set?)")
+    if source.is_left_over:
+        if failed is not None:
+            raise ValueError(
+                f"{args.file} was left by a job and is worked off in place: no --failed"
+            )
+        failed = os.path.realpath(args.file)  # not a link to it
     if source.is_file:
         journal = journal or f"{args.file}.journal"
-        failed = failed or (args.file if source.is_left_over else f"{args.file}.failed")
-    _check_places(args.file, journal, failed, source.is_left_over)
+        failed = failed or f"{args.file}.failed"
+    paths = [path for path in (journal, failed) if path is not None]
+    for path in paths:
+        _check_writable(path)
+    if failed is not None:
+        paths.append(f"{failed}.part")
+    if not source.is_left_over:
+        paths.append(args.file)
+        _refuse_interrupted(failed)
+    if len(set(map(os.path.realpath, paths))) < len(paths):
+        raise ValueError("FILE, --journal and --failed must be different files")
     return journal, failed
 
 
-def _check_places(file: str, journal: str | None, failed: str | None, is_left_over: bool) -> None:
-    paths = [path for path in (journal, failed) if path is not None]
-    for path in paths:
-        place = os.path.realpath(path)
-        writable = os.access(os.path.dirname(place), os.W_OK)
-        if os.path.exists(place):
-            writable = writable and os.path.isfile(place) and os.access(place, os.W_OK)
-        if not writable:
-            raise ValueError(f"cannot write {path}: name another file by --journal or --failed")
-    if not is_left_over:
-        paths.append(file)
-    elif failed != file:
-        raise ValueError(f"{file} was left by a job and is worked off in place: no --failed")
-    if len(set(map(os.path.realpath, paths))) < len(paths):
-        raise ValueError("FILE, --journal and --failed must be different files")
-    _refuse_interrupted(file, failed)
+def _check_writable(path: str) -> None:
+    place = os.path.realpath(path)
+    writable = os.access(os.path.dirname(place), os.W_OK)
+    if os.path.exists(place):
+        writable = writable and os.path.isfile(place) and os.access(place, os.W_OK)
+    if not writable:
+        raise ValueError(f"cannot write {path}: name another file by --journal or --failed")
 
 
-def _refuse_interrupted(file: str, failed: str | None) -> None:
+def _refuse_interrupted(failed: str | None) -> None:
     """Raise ValueError if FILE.failed is itself a job that has begun and not ended."""
     journal = f"{failed}.journal"
-    if failed != file and os.path.exists(journal) and os.path.getsize(journal):
+    if failed is not None and os.path.exists(journal) and os.path.getsize(journal):
         raise ValueError(
             f"{failed} is a job that has not ended: first finish it with run {failed}, or remove "
             f"{journal} to give it up"
@@ -2766,7 +2784,7 @@ def _cancel(args: Any, screen: _Screen) -> int:
     count = _client(args).cancel(args.group)
     _print(json.dumps({"group": args.group, "updateCount": count}))
     if not count:
-        screen.say(f"there was nothing to stop in the group {args.group}")
+        screen.say(f"there was nothing to stop (any more) in the group {args.group}")
     return 0 if count else 1
 
 
@@ -2873,7 +2891,7 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.suppress(ValueError):  # not in the main thread: no signals there
             signal.signal(signal.SIGTERM, terminate)
         for stream in (sys.stdin, sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError, OSError):  # there may be none
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # there may be none
                 os.set_blocking(stream.fileno(), True)
         status = _exit_status(args, screen)
     finally:
