@@ -1573,25 +1573,31 @@ class EcwidClient:
         lasts its time however often one asks.
         """
         name = f"{method} {self.base_url}/{self.store_id}{path}"
+        last = time.monotonic() + key_end - time.time()
+
+        def of_key() -> float:
+            """Return what is left of it, whether the clock was set back or the host has slept."""
+            return min(key_end - time.time(), last - time.monotonic())
+
         give_up = math.inf  # of time.monotonic()
         uncertain = False
         tries = 0
         while True:
             tries += 1
-            timeout = min(self.http_timeout, max(1.0, task.left()), key_end - time.time())
+            timeout = min(self.http_timeout, max(1.0, task.left()), of_key())
             try:
                 return read(self._try(method, path, query, body, timeout, key_end))
             except EcwidError as caught:
                 error = caught
             uncertain = uncertain or error.uncertain
             give_up = min(give_up, time.monotonic() + self.max_retry_time)
-            most = min(give_up - time.monotonic(), key_end - time.time())
+            most = min(give_up - time.monotonic(), of_key())
             pause = _pause_after(error, tries, task.left(), most)
             if pause is None:
                 break
             _LOG.warning("%s: %s; trying again in %.1f s", name, error.args[0], pause)
             time.sleep(pause)
-            if time.time() >= key_end:  # a laptop may have slept for far longer
+            if of_key() <= 0:  # a laptop may have slept for far longer
                 break
         message = f"{name}: {error.args[0]}"
         if tries > 1:
@@ -2070,7 +2076,7 @@ class _Job(_Task):
 def _is_forgotten(error: ApiError) -> bool:
     """Return whether Ecwid itself, and no proxy, says that it does not know a ticket."""
     words = error.error_code or error.error_message
-    return error.http_status_code == 404 and words is not None
+    return error.http_status_code == 404 and words not in (None, "STORE_NOT_FOUND")
 
 
 if sys.platform == "win32":
@@ -2337,7 +2343,7 @@ def _write(stream: Any, text: str) -> None:
     they drop the rest of a short write, and else they complain at the exit of what could not be
     written. A stream of a program that called `main` may be anything, such as a gzip file.
     """
-    if stream not in (sys.__stdout__, sys.__stderr__) or stream.isatty():
+    if not _is_own(stream) or stream.isatty():
         stream.write(text)
         stream.flush()
         return
@@ -2345,6 +2351,10 @@ def _write(stream: Any, text: str) -> None:
     data = text.encode(stream.encoding, "backslashreplace")
     while data:
         data = data[os.write(stream.fileno(), data) :]
+
+
+def _is_own(stream: object) -> bool:
+    return stream in (sys.__stdout__, sys.__stderr__)
 
 
 @contextlib.contextmanager
@@ -2711,7 +2721,7 @@ def _print_responses(
         for response in stream:
             report.add(response)
     try:
-        if sys.stdout is sys.__stdout__:
+        if _is_own(sys.stdout):
             os.fsync(sys.stdout.fileno())
     except OSError as error:  # EINVAL, if it is no file; but a full disk may tell only now
         if error.errno in (errno.EDQUOT, errno.EIO, errno.ENOSPC):
@@ -2768,14 +2778,15 @@ def _refuse_interrupted(failed: str | None) -> None:
 
 
 def _remove_journal(path: str, screen: _Screen) -> None:
-    """Remove the journal of a job that has ended. It is emptied first: an empty one is new."""
+    """Remove the journal of a job that has ended, or empty it: an empty one is new."""
     try:
         with contextlib.closing(_open_journal(path)) as file:
-            file.truncate(0)
-            if sys.platform != "win32":
-                _remove(path)  # under the lock: later it may be that of the next job
-        if sys.platform == "win32":
-            _remove(path)
+            try:
+                os.unlink(path)  # under the lock: later it may be that of the next job
+                return
+            except OSError:  # on Windows, since it is open
+                file.truncate(0)
+        _remove(path)
     except (OSError, EcwidError) as error:
         screen.say(f"the job has ended, but its journal is still there: remove {path} ({error})")
 
@@ -2784,7 +2795,10 @@ def _cancel(args: Any, screen: _Screen) -> int:
     count = _client(args).cancel(args.group)
     _print(json.dumps({"group": args.group, "updateCount": count}))
     if not count:
-        screen.say(f"there was nothing to stop (any more) in the group {args.group}")
+        screen.say(
+            f"there was nothing to stop in the group {args.group}: it has ended, or the job that "
+            "submits it is between two batches; then call again"
+        )
     return 0 if count else 1
 
 
@@ -2888,11 +2902,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.verbose:
         _LOG.setLevel(logging.DEBUG)
     try:
-        with contextlib.suppress(ValueError):  # not in the main thread: no signals there
-            signal.signal(signal.SIGTERM, terminate)
         for stream in (sys.stdin, sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, OSError, ValueError):  # there may be none
                 os.set_blocking(stream.fileno(), True)
+        with contextlib.suppress(ValueError):  # not in the main thread: no signals there
+            signal.signal(signal.SIGTERM, terminate)
         status = _exit_status(args, screen)
     finally:
         _LOG.removeHandler(screen)
