@@ -1229,6 +1229,7 @@ class _Task:
     ) -> None:
         if timeout is not None and math.isnan(timeout):
             raise ValueError("timeout must be a number of seconds, not nan")
+        self.store_id = store_id
         self.look = BatchStatus(ticket, "QUEUED", 0, 0, (), store_id)  # the last one
         self._timeout = timeout
         self._end = math.inf if timeout is None else time.monotonic() + timeout
@@ -1258,7 +1259,7 @@ class _Task:
         return error
 
     def timed_out(self, reason: str = "", uncertain: bool = False) -> EcwidError:
-        message = f"store {self.look._store}: {self._timeout:g} s are over{reason}"
+        message = f"store {self.store_id}: {self._timeout:g} s are over{reason}"
         return self.completed(BatchTimeoutError(message, temporary=True, uncertain=uncertain))
 
 
@@ -2050,7 +2051,7 @@ class _Job(_Task):
         state = "IN_PROGRESS" if done else "QUEUED"
         if self._parts.is_read and self._done == total:
             state = "COMPLETED"
-        return BatchStatus(ticket, state, total, done, responses, self._client.store_id)
+        return BatchStatus(ticket, state, total, done, responses, self.store_id)
 
     def _warn_of_leaving(self) -> None:
         """Say what goes on at Ecwid while responses of submitted requests are still to come."""
@@ -2070,7 +2071,7 @@ class _Job(_Task):
             self._warn(f"the job was left; {'; '.join(words)}")
 
     def _warn(self, message: str) -> None:
-        _LOG.warning("store %s: %s", self._client.store_id, message)
+        _LOG.warning("store %s: %s", self.store_id, message)
 
 
 def _is_forgotten(error: ApiError) -> bool:

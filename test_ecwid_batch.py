@@ -3078,6 +3078,15 @@ class Jobs(TestCase):
                 next(stream)
                 stream.close()
             self.assertIn("store 1003: the job was left; its batches go on", logs.output[0])
+            engine.script = None
+
+            def late(status):  # so that the timeout is over between two batches
+                clock.sleep(60 if status.completed_requests == 5 else 0)
+
+            for timeout, on_progress in ((0, None), (3, None), (60, late)):
+                options = {"timeout": timeout, "on_progress": on_progress, "batch_size": 5}
+                job = functools.partial(client.run, gets(9), **options)
+                self.fails(job, BatchTimeoutError, f"store 1003: {timeout} s are over")
 
     def test_a_smaller_batch_size_goes_on_after_a_413(self):
         path = self.folder() / "j"
