@@ -21,7 +21,7 @@ The promises:
   status is UNKNOWN.
 - No request runs twice: within one call, whatever the network does; across calls, kills and weeks
   with a journal; and across calls that begin within half an hour under a deduplication key of your
-  own. With stop_on_first_failure=False, though, Ecwid itself tries a 5XX up to 5 times.
+  own. With stop_on_first_failure=False Ecwid itself tries a 5XX or a timeout up to 5 times.
 - Wrong arguments raise ValueError or TypeError before anything is sent. A call that fails raises
   an EcwidError that says what failed and carries what is needed to go on.
 - The token reaches Ecwid and nobody else: no redirect is followed, and no log, message or repr
@@ -377,8 +377,8 @@ class Batch:
     requests               any iterable of BatchRequest
     allow_parallel_mode    True runs up to 100 requests at once, False one after another
     stop_on_first_failure  True ends the batch at the first failure, and the rest is NOT_EXECUTED.
-                           False goes on; a request that meets a 5XX is then tried 5 times, 3 s
-                           apart, by Ecwid
+                           False goes on; a request that meets a 5XX or a timeout is then tried 5
+                           times, 3 s apart, by Ecwid
     deduplication_key      a UUID; None makes a new one
     group_id               a name by which the batch can be cancelled
 

@@ -2,17 +2,16 @@
 """Run the README's AWS recipes, exactly as they stand there, under AWS's own parts.
 
 Each handler runs in a process of AWS's runtime client (awslambdaric) against a small Runtime API on
-loopback. The state machine runs in moto's interpreter. The queue is moto's SQS, and a poller
-behaves as Lambda's event source. Ecwid is the stand-in; its ledger proves what the README claims.
+loopback. The queue is moto's SQS, and a poller behaves as Lambda's event source. Ecwid is the
+stand-in; its ledger proves what the README claims.
 
-Needs awslambdaric and moto[server,sqs,stepfunctions]. Time is scaled where AWS would make us wait.
+Needs awslambdaric and moto[server,sqs].
 """
 
 import collections
 import contextlib
 import http.server
 import json
-import logging
 import os
 import pathlib
 import queue
@@ -36,8 +35,6 @@ HANDLERS = [
     for block in re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
     if "def handler" in block
 ]
-(MACHINE,) = re.findall(r"^```json\n(.*?)^```$", README, re.M | re.S)
-SCALE = 50  # how much faster than AWS the pauses of the state machine pass
 
 
 class RuntimeApi(http.server.BaseHTTPRequestHandler):
@@ -176,78 +173,6 @@ def events():
         check("a failed request is raised", end[1]["errorType"] == "BatchFailedError", end[1])
 
 
-def state_machine():
-    print("Step Functions", flush=True)
-    import boto3
-    from moto import mock_aws
-    from moto.awslambda_simple.models import LambdaSimpleBackend
-    from moto.stepfunctions.parser.asl.component.common.retry import retrier_decl
-    from moto.stepfunctions.parser.asl.component.state.wait.wait_function import wait_function
-
-    class Faster:
-        """The module time for moto's interpreter, SCALE times as fast."""
-
-        time = staticmethod(time.time)
-
-        @staticmethod
-        def sleep(seconds):
-            time.sleep(seconds / SCALE)
-
-    retrier_decl.time = Faster
-    wait_function.WaitFunction._wait_interval = lambda self, env, wait_seconds: time.sleep(
-        wait_seconds / SCALE
-    )
-    config = {
-        "stepfunctions": {"execute_state_machine": True},
-        "lambda": {"use_docker": False},
-    }
-    good = [
-        {"method": "POST", "path": "/products", "body": {"name": "n", "sku": f"{n}"}}
-        for n in range(4)
-    ]
-    bad = [*good[:2], {"method": "POST", "path": "/nothing", "body": {"name": "x"}}]
-    with function(1, latency=0.3) as (made, ecwid), mock_aws(config=config):
-        lost = ["lost answers"]
-
-        def invoke(self, name, qualifier, body, headers, response_headers):
-            returned, answer = made.invoke(json.loads(body), timeout=60)
-            if returned and "ticket" in answer and lost and "ticket" not in json.loads(body):
-                lost.pop()  # the batch is submitted, but the invocation fails all the same
-                returned, answer = False, {"errorType": "Runtime.ExitError", "errorMessage": "died"}
-            if not returned:
-                response_headers["x-amz-function-error"] = "Unhandled"
-            return json.dumps(answer).encode()
-
-        LambdaSimpleBackend.invoke = invoke
-        client = boto3.client("stepfunctions")
-        role = "arn:aws:iam::123456789012:role/r"
-        machine = client.create_state_machine(name="m", definition=MACHINE, roleArn=role)
-
-        def execute(batch):
-            execution = client.start_execution(
-                name=uuid.uuid4().hex,
-                stateMachineArn=machine["stateMachineArn"],
-                input=json.dumps({"batch": batch}),
-            )
-            for _ in range(600):
-                found = client.describe_execution(executionArn=execution["executionArn"])
-                if found["status"] != "RUNNING":
-                    return found
-                time.sleep(0.1)
-            sys.exit("the execution does not end")
-
-        ecwid.faults += ["reset after"]
-        end = execute(good)
-        check("the execution succeeds", end["status"] == "SUCCEEDED", end["status"])
-        check("a retried invocation submits nothing twice", len(ecwid.jobs) == 1, len(ecwid.jobs))
-        check("each call ran once", sorted(runs(ecwid).values()) == [1] * 4, dict(runs(ecwid)))
-        ecwid.reset()
-        end = execute(bad)
-        check("a failed request fails it", end["status"] == "FAILED", end["status"])
-        words = "1 of 3 failed, the first: 000003: FAILED"
-        check("the cause names the request", words in end.get("cause", ""), end.get("cause"))
-
-
 def message_queue():
     print("SQS", flush=True)
     import boto3
@@ -265,7 +190,7 @@ def message_queue():
     policy = {"deadLetterTargetArn": arn["Attributes"]["QueueArn"], "maxReceiveCount": "3"}
     attributes = {"VisibilityTimeout": "0", "RedrivePolicy": json.dumps(policy)}
     url = client.create_queue(QueueName="work", Attributes=attributes)["QueueUrl"]
-    with function(2, latency=0.002) as (made, ecwid):
+    with function(1, latency=0.002) as (made, ecwid):
         bodies = [
             [{"method": "POST", "path": "/products", "body": {"name": f"m{n}"}}] for n in range(3)
         ]
@@ -318,13 +243,11 @@ def bodies_of(client, url):
 
 
 if __name__ == "__main__":
-    assert len(HANDLERS) == 3
+    assert len(HANDLERS) == 2
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         os.environ[name] = "testing"
     os.environ["AWS_DEFAULT_REGION"] = "eu-central-1"
-    logging.disable(logging.CRITICAL)  # moto's interpreter logs what a Choice does not find
     begun = time.monotonic()
     events()
-    state_machine()
     message_queue()
     print(f"all claims hold ({time.monotonic() - begun:.0f} s)")
