@@ -781,14 +781,9 @@ def _read_response(row: Any, id: str, request: BatchRequest | None, clean: _Clea
     message, error_code = _error_fields(body, clean)
     message = doubt or message or line
     if message is None and code is not None:
-        message = _code_in_words(code)
+        message = f"HTTP {code} {http.client.responses.get(code, '')}".rstrip()
     message = message or _DEFAULT_MESSAGES[status]
     return BatchResponse(id, status, code, line, body, message, error_code, request)
-
-
-def _code_in_words(code: int) -> str:
-    """Return an HTTP status with its name, such as "HTTP 404 Not Found"."""
-    return f"HTTP {code} {http.client.responses.get(code, '')}".rstrip()
 
 
 def _outcome(status: object, code: int | None) -> tuple[str, str | None]:
@@ -998,22 +993,13 @@ class _Body(bytes):
 _UNSENT = (urllib.error.URLError, http.client.InvalidURL, ValueError)
 
 
-@dataclasses.dataclass
-class _Answer:
-    """What came back from one exchange, whatever its HTTP status."""
-
-    status: int
-    headers: Any
-    body: bytes | bytearray
-
-
 def _exchange(
     own_opener: urllib.request.OpenerDirector | None,
     request: urllib.request.Request,
     timeout: float,
     clean: _Clean,
-) -> _Answer:
-    """Send a request and return its answer.
+) -> tuple[int, Any, bytes | bytearray]:
+    """Send a request; return HTTP status, headers and body of its answer, whatever the status.
 
     own_opener  the caller's own, or None
     timeout     seconds for each wait for the network
@@ -1033,7 +1019,7 @@ def _exchange(
             response = error
         may_be_sent = True
         with response:
-            return _Answer(response.code, response.headers, _read_body(response, timeout))
+            return response.code, response.headers, _read_body(response, timeout)
     except (OSError, http.client.HTTPException, ValueError, EOFError, zlib.error) as error:
         may_be_sent = may_be_sent or not isinstance(error, _UNSENT)
         proxy = None if request.host == host else request.host
@@ -1116,19 +1102,18 @@ def _is_temporary(http_status: int) -> bool:
     return http_status == 429 or _may_have_run(http_status)
 
 
-def _error_of(answer: _Answer, clean: _Clean) -> EcwidError:
+def _error_of(status: int, headers: Any, text: bytes | bytearray, clean: _Clean) -> EcwidError:
     """Return the error for an answer whose HTTP status is not 2XX."""
-    status = answer.status
     if status < 200:
         words = f"HTTP {status}: an interim answer, and no other"
         return TransportError(words, temporary=True, uncertain=True)
     if status < 400:  # 303 says that the call was taken, and to look elsewhere
         words = f"HTTP {status}: no redirect is followed; check base_url"
         return TransportError(words, uncertain=status == 303)
-    body = _json_or_text(answer.body.decode("utf-8", "replace"))
+    body = _json_or_text(text.decode("utf-8", "replace"))
     message, code = _error_fields(body, clean)
     reason = message or http.client.responses.get(status)
-    pause = _retry_after(answer.headers)
+    pause = _retry_after(headers)
     if status == 429 and pause is None:
         pause = _RATE_LIMIT_PAUSE
     parts = [f"HTTP {status}", code, reason, _ADVICE.get(status)]
@@ -1230,7 +1215,7 @@ class _Task:
         if timeout is not None and math.isnan(timeout):
             raise ValueError("timeout must be a number of seconds, not nan")
         self.store_id = store_id
-        self.look = BatchStatus(ticket, "QUEUED", 0, 0, (), store_id)  # the last one
+        self.last = BatchStatus(ticket, "QUEUED", 0, 0, (), store_id)  # the last look
         self._timeout = timeout
         self._end = math.inf if timeout is None else time.monotonic() + timeout
 
@@ -1240,11 +1225,11 @@ class _Task:
 
     def tickets(self) -> tuple[str, ...]:
         """Return the tickets of the batches whose responses are still to come."""
-        return () if self.look.ticket is None else (self.look.ticket,)
+        return () if self.last.ticket is None else (self.last.ticket,)
 
     def so_far(self) -> BatchStatus | None:
         """Return how far it is, None before the first look."""
-        return self.look if self.look.total_requests else None
+        return self.last if self.last.total_requests else None
 
     def settled_by(self, key_end: float) -> str:
         """Return what settles whether a submission has arrived, and until when."""
@@ -1456,7 +1441,7 @@ class EcwidClient:
         for status in self._looks(ticket, batch, task):
             if on_progress is not None:
                 on_progress(status)
-        return task.look
+        return task.last
 
     def cancel(self, group_id: str, *, ticket: str | None = None) -> int:
         """Stop the requests of a group that have not run yet; return Ecwid's updateCount.
@@ -1514,8 +1499,8 @@ class EcwidClient:
                 return _read_progress(answer, before)
             return _read_status(answer, before, batch, self._clean)
 
-        task.look = self._call(task, "GET", "/batch", query, read)
-        return task.look
+        task.last = self._call(task, "GET", "/batch", query, read)
+        return task.last
 
     def _looks(self, ticket: str, batch: Batch | None, task: _Task) -> Iterator[BatchStatus]:
         """Yield a status after each look at a batch, the last one with its responses.
@@ -1546,14 +1531,16 @@ class EcwidClient:
     def _with_responses(self, ticket: str, batch: Batch | None, task: _Task) -> BatchStatus:
         """Return the status of a batch with its responses; not done if a late replica says so."""
         status = self._look(ticket, batch, task, responses=True)
-        known = [response for response in status if response.status != "UNKNOWN"]
-        if not status.done or len(known) == status.total_requests or task.left() < 1:
+        unknown = _count_unknown(status)
+        if not status.done or not unknown or task.left() < 1:
             return status
         time.sleep(1)  # ask once more before believing that rows are missing
-        try:
-            return self._look(ticket, batch, task, responses=True)
-        except EcwidError:
-            return status
+        with contextlib.suppress(EcwidError):
+            again = self._look(ticket, batch, task, responses=True)
+            if not again.done or _count_unknown(again) < unknown:
+                return again
+        task.last = status
+        return status
 
     def _call(
         self,
@@ -1632,16 +1619,16 @@ class EcwidClient:
         data = None if body is None else _Body(body, key_end)
         request = self._request(method, path, query, data)
         _LOG.debug("%s %s", method, request.full_url)
-        answer = _exchange(self.opener, request, timeout, self._clean)
-        _LOG.debug("HTTP %d, %d bytes", answer.status, len(answer.body))
-        if not 200 <= answer.status < 300:
-            error = _error_of(answer, self._clean)
+        status, headers, text = _exchange(self.opener, request, timeout, self._clean)
+        _LOG.debug("HTTP %d, %d bytes", status, len(text))
+        if not 200 <= status < 300:
+            error = _error_of(status, headers, text, self._clean)
             if isinstance(error, RateLimitError) and error.retry_after is not None:
                 until = time.monotonic() + error.retry_after
                 self._blocked_until = max(self._blocked_until, until)
             raise error
         try:
-            return json.loads(answer.body)
+            return json.loads(text)
         except (ValueError, RecursionError) as error:
             raise _invalid(f"the answer is not JSON: {error}") from None
 
@@ -1738,6 +1725,11 @@ def _next_pause(waited: float, remaining: float) -> float:
     return min(max(remaining, soonest), latest)
 
 
+def _count_unknown(status: BatchStatus) -> int:
+    known = [response for response in status if response.status != "UNKNOWN"]
+    return status.total_requests - len(known)
+
+
 def _read_ticket(answer: Any) -> str:
     ticket = _field(answer, "ticket", str)
     if not ticket or not ticket.isprintable():
@@ -1826,7 +1818,7 @@ class _Parts:
     def next_is_recorded(self) -> bool:
         return self._number <= len(self._journal.records)
 
-    def take(self) -> _Part | None:
+    def next(self) -> _Part | None:
         """Return the next batch; None at the end of the input, also if an error has ended it."""
         if self.error is not None:
             return None
@@ -1925,12 +1917,12 @@ class _Job(_Task):
                 size = 1
             if len(self._window) >= size:
                 return True
-            part = self._parts.take()
+            part = self._parts.next()
             if part is None:
                 return bool(self._window)
-            self._take(part)
+            self._enter(part)
 
-    def _take(self, part: _Part) -> None:
+    def _enter(self, part: _Part) -> None:
         """Put a batch into the window: known, at Ecwid since an earlier call, or submitted now."""
         record = part.record
         if record is None and self._journal.stopped is not None:
@@ -1998,7 +1990,7 @@ class _Job(_Task):
 
     def _count_done(self, part: _Part) -> None:
         self._done += len(part.batch)
-        self.look = BatchStatus(None, "QUEUED", 0, 0)  # of the next batch
+        self.last = BatchStatus(None, "QUEUED", 0, 0)  # of the next batch
 
     def _reason_to_stop(self, responses: tuple[BatchResponse, ...]) -> str | None:
         """Return why nothing more may be submitted after these responses, or None.
@@ -2047,7 +2039,7 @@ class _Job(_Task):
     def _status(self, ticket: str | None, responses: tuple[BatchResponse, ...]) -> BatchStatus:
         """Return how far the job is."""
         total = self._parts.total
-        done = self._done + self.look.completed_requests
+        done = self._done + self.last.completed_requests
         state = "IN_PROGRESS" if done else "QUEUED"
         if self._parts.is_read and self._done == total:
             state = "COMPLETED"
@@ -2242,7 +2234,7 @@ class _Journal:
                 if number == 1:
                     header = {name: fields[name] for name in ("journal", "url", "store", "key")}
                 else:
-                    self._take_in(fields)
+                    self._add(fields)
             except (KeyError, TypeError, ValueError, RecursionError):
                 raise ValueError(f"{self.path} is not a journal: see its line {number}") from None
         if self.records:
@@ -2250,7 +2242,7 @@ class _Journal:
         else:
             file.truncate(0)  # nothing was submitted, or all was refused: begin anew
 
-    def _take_in(self, fields: dict[str, Any]) -> None:
+    def _add(self, fields: dict[str, Any]) -> None:
         """Take in a line. Raises an error if it is not a journal's."""
         if "stopped" in fields:
             self.stopped = fields["stopped"]
@@ -2326,7 +2318,7 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM arrived."""
 
 
-_EXITS: dict[type[BaseException], int] = {  # the first that fits
+_EXITS: dict[type[BaseException], int] = {  # the first that fits: some are kinds of others
     _Terminated: 143,
     KeyboardInterrupt: 130,
     _OutputError: 5,
@@ -2797,8 +2789,8 @@ def _cancel(args: Any, screen: _Screen) -> int:
     _print(json.dumps({"group": args.group, "updateCount": count}))
     if not count:
         screen.say(
-            f"there was nothing to stop in the group {args.group}: it has ended, or the job that "
-            "submits it is between two batches; then call again"
+            f"there was nothing to stop in the group {args.group} just then; a job that goes on to "
+            "submit needs another cancel"
         )
     return 0 if count else 1
 

@@ -2222,7 +2222,7 @@ class BadAnswers(WithStandIn):
             b'{"deleteCount": true}',
             b"9" * 5000,
         ):
-            given = ecwid_batch._Answer(200, {}, answer)
+            given = 200, {}, answer
             for verb in verbs:
                 with self.subTest(answer=answer[:40]):
                     with mock.patch("ecwid_batch._exchange", return_value=given):
@@ -2716,8 +2716,18 @@ class Waiting(TestCase):
         self.assertLess(max(looks), 75)
 
     def test_missing_rows_are_asked_for_once_more_a_second_later(self):
+        def nothing(handler):
+            status, headers, answer = handler.engine_answer(b"")
+            handler.send(status, headers, {**answer, "responses": []})
+
         lost = ["lost rows"]
-        for faults, unknown in ((lost, 0), (lost * 2, 1), (["repeated rows"] * 2, 1)):
+        for faults, unknown in (
+            (lost, 0),
+            (lost * 2, 1),
+            (["repeated rows"] * 2, 1),
+            ([*lost, nothing], 1),
+            ([None, None, nothing, *lost], 1),
+        ):
             with StandIn() as ecwid:
                 ecwid.faults = faults
                 client, batch = ecwid.client(), Batch(gets(3))
@@ -3137,7 +3147,7 @@ class Jobs(TestCase):
             options = ecwid_batch._Options(parallel, True, group)
             journal = ecwid_batch._Journal(None, EcwidClient(1, "t"), key)
             parts = ecwid_batch._Parts(requests, size, options, journal)
-            return [part.batch.deduplication_key for part in iter(parts.take, None)]
+            return [part.batch.deduplication_key for part in iter(parts.next, None)]
 
         base = keys(gets(1) * 4)
         self.assertEqual(base, keys(gets(1) * 4))
