@@ -1233,8 +1233,6 @@ class _Task:
 
     def settled_by(self, key_end: float) -> str:
         """Return what settles whether a submission has arrived, and until when."""
-        if key_end == math.inf:
-            return ""  # it is none
         return f"; it may have arrived: call again before {_utc(key_end)}, with the same Batch"
 
     def completed(self, error: EcwidError) -> EcwidError:
@@ -1242,6 +1240,21 @@ class _Task:
         error.tickets = self.tickets()
         error.last_status = self.so_far()
         return error
+
+    def ended(
+        self, error: EcwidError, name: str, tries: int, uncertain: bool, key_end: float
+    ) -> EcwidError:
+        """Return the error that ends a call, made of that of its last try."""
+        message = f"{name}: {error.args[0]}"
+        if tries > 1:
+            message += f"; gave up after {tries} tries"
+        if uncertain and key_end < math.inf:
+            message += self.settled_by(key_end)
+        if error.temporary and self.left() <= 0:
+            return self.timed_out(f"; the last try: {message}", uncertain)
+        error.args = (message,)
+        error.uncertain = uncertain
+        return self.completed(error)
 
     def timed_out(self, reason: str = "", uncertain: bool = False) -> EcwidError:
         message = f"store {self.store_id}: {self._timeout:g} s are over{reason}"
@@ -1587,16 +1600,7 @@ class EcwidClient:
             time.sleep(pause)
             if of_key() <= 0:  # a laptop may have slept for far longer
                 break
-        message = f"{name}: {error.args[0]}"
-        if tries > 1:
-            message += f"; gave up after {tries} tries"
-        if uncertain:
-            message += task.settled_by(key_end)
-        if error.temporary and task.left() <= 0:
-            raise task.timed_out(f"; the last try: {message}", uncertain)
-        error.args = (message,)
-        error.uncertain = uncertain
-        raise task.completed(error)
+        raise task.ended(error, name, tries, uncertain, key_end)
 
     def _try(
         self,
@@ -2027,8 +2031,6 @@ class _Job(_Task):
         return error
 
     def settled_by(self, key_end: float) -> str:
-        if key_end == math.inf:
-            return ""
         how = "look at the shop (with a journal the same call would settle it)"
         if self._has_key:
             how = "call again within half an hour of the first call"
@@ -2671,6 +2673,8 @@ def _run(args: Any, screen: _Screen) -> int:
     if source.is_file:
         source.check()
     journal, failed = _places(args, source)
+    _check_writable(journal)
+    _check_writable(failed)
     screen.journal = journal
     # Nobody may read FILE.failed who could not read FILE.
     is_public = source.is_file and os.stat(args.file).st_mode & stat.S_IROTH
@@ -2731,27 +2735,24 @@ def _places(args: Any, source: _Input) -> tuple[str | None, str | None]:
         raise ValueError("--journal and --failed must name a file (is a variable not set?)")
     if source.is_left_over:
         if failed is not None:
-            raise ValueError(
-                f"{args.file} was left by a job and is worked off in place: no --failed"
-            )
+            raise ValueError(f"{args.file} was left by a job and is run in place: no --failed")
         failed = os.path.realpath(args.file)  # not a link to it
     if source.is_file:
         journal = journal or f"{args.file}.journal"
         failed = failed or f"{args.file}.failed"
     paths = [path for path in (journal, failed) if path is not None]
-    for path in paths:
-        _check_writable(path)
-    if failed is not None:
-        paths.append(f"{failed}.part")
     if not source.is_left_over:
         paths.append(args.file)
         _refuse_interrupted(failed)
+    paths.append(f"{failed}.part")
     if len(set(map(os.path.realpath, paths))) < len(paths):
         raise ValueError("FILE, --journal and --failed must be different files")
     return journal, failed
 
 
-def _check_writable(path: str) -> None:
+def _check_writable(path: str | None) -> None:
+    if path is None:
+        return
     place = os.path.realpath(path)
     writable = os.access(os.path.dirname(place), os.W_OK)
     if os.path.exists(place):

@@ -4270,7 +4270,7 @@ class CommandLine(OnTheCommandLine):
             (get, ("--failed", "."), "cannot write .: name another file by --journal or --failed"),
             (get, ("--timeout", "nan"), "timeout must be a number of seconds, not nan"),
             (get, ("--max-retry-time", "nan"), "max_retry_time must be 0 to 3600 seconds"),
-            (form % ', "error": "x"', ("--failed", "f"), "is worked off in place: no --failed"),
+            (form % ', "error": "x"', ("--failed", "f"), "is run in place: no --failed"),
             (get, ("--journal", "no/such/j"), "name another file by --journal"),
             (get, ("--token-file", "missing"), "No such file or directory: 'missing'"),
             (get, ("--base-url", "http://app.ecwid.com"), "base_url must begin with https://"),
@@ -5158,10 +5158,11 @@ class Readme(TestCase):
         with contextlib.ExitStack() as stack:
             stores = [stack.enter_context(StandIn(store_id=n, latency=1)) for n in range(1, 8)]
             urls = {store.store_id: store.base_url for store in stores}
-            jobs = [(store.store_id, store.token, lambda: gets(3)) for store in stores]
+            make = functools.partial(gets, 3)
+            jobs = [(store.store_id, store.token, make) for store in stores]
             stores[1].faults = ["reset after"]  # an outage that passes
-            jobs[2] = (3, "another", lambda: gets(3))
-            jobs[3] = (4, None, lambda: gets(3))
+            jobs[2] = (3, "another", make)
+            jobs[3] = (4, None, make)
             jobs[4] = (5, jobs[4][1], list)  # nothing to do
             stores[5].script = lambda call: (400, {"errorMessage": "no"})
 
