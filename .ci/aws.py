@@ -12,6 +12,7 @@ import collections
 import contextlib
 import http.server
 import json
+import logging
 import os
 import pathlib
 import queue
@@ -247,6 +248,7 @@ if __name__ == "__main__":
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         os.environ[name] = "testing"
     os.environ["AWS_DEFAULT_REGION"] = "eu-central-1"
+    logging.disable(logging.CRITICAL)  # moto's server logs each request
     begun = time.monotonic()
     events()
     message_queue()
