@@ -2303,12 +2303,13 @@ Each output line is a JSON object with line (of FILE, or the place in the
 array), id, method, path, status, httpStatusCode, httpStatusLine, response.
 
 While the job runs, FILE.journal lies beside FILE: after a crash, a kill, Ctrl-C
-or a timeout the same command goes on, and prints all responses from the first
-on. At the end the journal is gone, and what did not succeed is in FILE.failed,
-as input, each line with its "error": mend it there and run that. What succeeds
-is taken out of it; it is gone when all has succeeded. A line with "mayHaveRun"
-is refused until you have looked at the shop, and removed the line or that word.
-Standard input leaves neither file unless they are named.
+or a timeout the same command, with the same options, goes on, and prints all
+responses from the first on. At the end the journal is gone, and what did not
+succeed is in FILE.failed, as input, each line with its "error": mend it there
+and run that. A FILE with an "error" is run in place: what succeeds is taken out
+of it, and it is gone when all has succeeded. A line with "mayHaveRun" is
+refused until you have looked at the shop, and removed it or that word. Standard
+input leaves neither file unless they are named.
 """
 
 

@@ -4387,7 +4387,7 @@ class CommandLine(OnTheCommandLine):
                 words += "max-retry-time S"
                 for word in words.split("|"):
                     self.assertIn(f"--{word}", "\n".join(out))
-                self.assertIn("the same command goes on, and prints all", " ".join(out))
+                self.assertIn("with the same options, goes on, and prints all", " ".join(out))
 
 
 class Output(OnTheCommandLine):
