@@ -1198,6 +1198,7 @@ _BASE_URL = "https://app.ecwid.com/api/v3"
 _BACKOFF_FIRST = 0.5  # seconds; the longest first pause before another try
 _BACKOFF_LAST = 30.0  # seconds; the longest pause that grows by doubling
 _KEY_LIFETIME = 59 * 60.0  # seconds; the reference says an hour, and a submission takes its time
+_HALF_HOUR = 30 * 60.0  # seconds in which calls with one key of the caller's own may begin
 _PAGE_SIZE = 100  # tickets; reference: "Search batch requests", limit
 _RANDOM = random.SystemRandom()  # clones of one snapshot would share the state of another
 
@@ -1949,6 +1950,8 @@ class _Job(_Task):
             record = _Record.of_now(part.number, part.batch)
             self._write(record.line())
         part.key_end = record.key_end()
+        if self._has_key and self._journal.path is None:
+            part.key_end -= _HALF_HOUR  # an earlier call may have begun that long ago
         self._window.append(part)  # from here on it may be at Ecwid
         self._has_submitted = True
         try:
@@ -1986,7 +1989,7 @@ class _Job(_Task):
         except ApiError as error:
             if error is not self._last_error:  # on_progress raised it
                 raise
-            if part.record is None or not _is_forgotten(error):
+            if part.record is None or not part.record.is_forgotten(error):
                 raise
             responses = part.all_are("UNKNOWN", _FORGOTTEN)
             self._count_done(part)
@@ -2051,7 +2054,7 @@ class _Job(_Task):
         """Say what goes on at Ecwid while responses of submitted requests are still to come."""
         words = []
         if self.tickets():
-            words.append(f"its batches go on at Ecwid: {', '.join(self.tickets())}")
+            words.append(f"its batches go on, or have ended, at Ecwid: {', '.join(self.tickets())}")
             if self._journal.path is not None or self._has_key:
                 words.append("the same call continues the job")
             else:
@@ -2066,12 +2069,6 @@ class _Job(_Task):
 
     def _warn(self, message: str) -> None:
         _LOG.warning("store %s: %s", self.store_id, message)
-
-
-def _is_forgotten(error: ApiError) -> bool:
-    """Return whether Ecwid itself, and no proxy, says that it does not know a ticket."""
-    words = error.error_code or error.error_message
-    return error.http_status_code == 404 and words not in (None, "STORE_NOT_FOUND")
 
 
 if sys.platform == "win32":
@@ -2134,6 +2131,13 @@ class _Record:
         """Return the time of time.time() up to which Ecwid surely remembers the key."""
         return datetime.datetime.fromisoformat(self.time).timestamp() + _KEY_LIFETIME
 
+    def is_forgotten(self, error: ApiError) -> bool:
+        """Return whether Ecwid itself, and no proxy or late replica, has forgotten the ticket."""
+        words = error.error_code or error.error_message
+        if error.http_status_code != 404 or words in (None, "STORE_NOT_FOUND"):
+            return False
+        return self.key_end() < time.time()
+
     def line(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if value}
 
@@ -2147,9 +2151,10 @@ class _Journal:
 
     The first line is the job. Before each submission comes a line with the number of the batch, its
     size, key and time; after it the same with the ticket, or with "refused" if Ecwid surely did not
-    take the batch. {"stopped": "..."} says why nothing more is to be submitted. Each line is on the
-    disk before the next step is taken. The file is made with the first submission, and locked while
-    a job uses it. Without a path nothing is recorded.
+    take the batch. {"stopped": "..."} says why nothing more is to be submitted, {"ended": true} that
+    the command line has no more to do. Each line is on the disk before the next step is taken. The
+    file is made with the first submission, and locked while a job uses it. Without a path nothing
+    is recorded.
 
     key      that of the job
     records  those of earlier calls: batch 1, batch 2, ...
@@ -2246,6 +2251,8 @@ class _Journal:
 
     def _add(self, fields: dict[str, Any]) -> None:
         """Take in a line. Raises an error if it is not a journal's."""
+        if fields == {"ended": True}:  # written by the command line
+            return
         if "stopped" in fields:
             self.stopped = fields["stopped"]
             return
@@ -2272,6 +2279,7 @@ class _Journal:
 
 _MAX_LINE = 16 * 1024 * 1024  # bytes of one line of FILE
 _MOST_NAMED = 10  # wrong lines of FILE
+_ENDED = b'{"ended": true}\n'  # the last line of a named journal when its FILE.failed is in place
 
 _DESCRIPTION = """\
 Run batches of Ecwid REST calls. The store and its token are read from the
@@ -2306,10 +2314,10 @@ While the job runs, FILE.journal lies beside FILE: after a crash, a kill, Ctrl-C
 or a timeout the same command, with the same options, goes on, and prints all
 responses from the first on. At the end the journal is gone, and what did not
 succeed is in FILE.failed, as input, each line with its "error": mend it there
-and run that. A FILE with an "error" is run in place: what succeeds is taken out
-of it, and it is gone when all has succeeded. A line with "mayHaveRun" is
-refused until you have looked at the shop, and removed it or that word. Standard
-input leaves neither file unless they are named.
+and run that. A FILE that is named so, or has an "error", is run in place: what
+succeeds is taken out of it, and it is gone when all has succeeded. A line with
+"mayHaveRun" is refused until you have looked at the shop, and removed it or
+that word. Standard input leaves neither file unless they are named.
 """
 
 
@@ -2412,14 +2420,14 @@ class _Input:
     is_file       whether it can be read twice, and something can be left beside it
     lines         of the requests that were read and not yet answered; of an array the places
     total         how many requests there are, 0 if that is not known
-    is_left_over  whether any has an "error": FILE was left by an earlier job
+    is_left_over  whether FILE was left by an earlier job: by its name, or an "error" in it
     """
 
     def __init__(self, path: str, batch_size: int) -> None:
         self.is_file = os.path.isfile(path) and not path.startswith(("/dev/stdin", "/dev/fd/"))
         self.lines: collections.deque[int] = collections.deque()
         self.total = 0
-        self.is_left_over = False
+        self.is_left_over = self.is_file and path.endswith(".failed")
         self._path = path
         self._batch_size = batch_size
         self._state: tuple[int, ...] = ()  # of a file that has been checked
@@ -2622,10 +2630,10 @@ class _Failures:
     command does not get at it. If it is not put in its place, the same command will write it again.
     """
 
-    def __init__(self, path: str | None, mode: int) -> None:
+    def __init__(self, path: str | None, part: str, mode: int) -> None:
         self._path = path
+        self._part = part
         self._mode = mode
-        self._part = f"{path}.part"
         self._file: IO[bytes] | None = None
 
     def add(self, response: BatchResponse) -> None:
@@ -2641,6 +2649,7 @@ class _Failures:
             line["mayHaveRun"] = True
         with _output(self._part):
             if self._file is None:
+                _remove(self._part)  # with its mode
                 self._file = open(self._part, "wb", opener=self._open)  # noqa: SIM115
             self._file.write(json.dumps(line).encode("ascii") + b"\n")
 
@@ -2650,6 +2659,7 @@ class _Failures:
             return
         with _output(self._path):
             if self._file is None:
+                _remove(self._part)  # of a job that was killed
                 _remove(self._path)
                 return
             self._file.flush()
@@ -2679,18 +2689,21 @@ def _run(args: Any, screen: _Screen) -> int:
     screen.journal = journal
     # Nobody may read FILE.failed who could not read FILE.
     is_public = source.is_file and os.stat(args.file).st_mode & stat.S_IROTH
-    with contextlib.closing(_Failures(failed, 0o644 if is_public else 0o600)) as failures:
+    part = _part_of(failed, source)
+    with contextlib.closing(_Failures(failed, part, 0o644 if is_public else 0o600)) as failures:
         report = _Report(screen, source, failures)
         _print_responses(client, args, journal, source, report)
-        report.end(failed)
+        has_ended_before = _has_ended(journal)  # what was in FILE.failed is somebody's work now
+        report.end(None if has_ended_before else failed)
         _ignore_signals()  # from here on the job has ended, whatever comes
         if source.is_left_over:
             source.refuse_change()
         else:
             _refuse_interrupted(failed)
-        failures.put_in_place()
-    if journal is not None and args.journal is None:
-        _remove_journal(journal, screen)
+        if not has_ended_before:
+            failures.put_in_place()
+    if journal is not None and not has_ended_before:
+        _end_journal(journal, args.journal is not None, screen)
     return 0 if report.first is None else 1
 
 
@@ -2745,10 +2758,15 @@ def _places(args: Any, source: _Input) -> tuple[str | None, str | None]:
     if not source.is_left_over:
         paths.append(args.file)
         _refuse_interrupted(failed)
-    paths.append(f"{failed}.part")
+    paths.append(_part_of(failed, source))
     if len(set(map(os.path.realpath, paths))) < len(paths):
         raise ValueError("FILE, --journal and --failed must be different files")
     return journal, failed
+
+
+def _part_of(failed: str | None, source: _Input) -> str:
+    """Return where FILE.failed is written: run FILE and run FILE.failed may be at work at once."""
+    return f"{failed}.rest" if source.is_left_over else f"{failed}.part"
 
 
 def _check_writable(path: str | None) -> None:
@@ -2772,10 +2790,23 @@ def _refuse_interrupted(failed: str | None) -> None:
         )
 
 
-def _remove_journal(path: str, screen: _Screen) -> None:
-    """Remove the journal of a job that has ended, or empty it: an empty one is new."""
+def _has_ended(journal: str | None) -> bool:
+    """Return whether a journal is a named one whose job has ended."""
+    if journal is None or not os.path.exists(journal):
+        return False
+    with open(journal, "rb") as file:
+        return file.read().endswith(_ENDED)
+
+
+def _end_journal(path: str, is_kept: bool, screen: _Screen) -> None:
+    """Say in a named journal that its job has ended; remove another, or empty it, as new."""
+    if is_kept and not os.path.exists(path):
+        return
     try:
         with contextlib.closing(_open_journal(path)) as file:
+            if is_kept:
+                file.write(_ENDED)
+                return
             try:
                 os.unlink(path)  # under the lock: later it may be that of the next job
                 return
@@ -2883,6 +2914,8 @@ def main(argv: list[str] | None = None) -> int:
 
     argv  the arguments. None takes those of the process, which a signal then ends; else signals
           and logging are at the end as they were
+
+    Raises SystemExit for --help, --version and wrong options, as argparse does.
     """
     import signal
 

@@ -3130,6 +3130,16 @@ class Jobs(TestCase):
                 list(client.stream([]))
             self.assertEqual((len(rows), warning.call_count), (30, 0))
 
+    def test_a_key_of_ones_own_is_safe_though_the_call_began_half_an_hour_after_the_first(self):
+        options = {"max_retry_time": 3600}
+        with virtual(client_options=options) as (engine, client, clock):
+            client.network.fault = lambda after: opened("", 503, {}, {}) if after else None
+            job = functools.partial(client.run, creates(1), deduplication_key=KEY)
+            for begun in (0, 29 * 60):
+                clock.now = 1000 + begun
+                self.fails(functools.partial(job, timeout=None if begun else 1), EcwidError)
+            self.assertLess(clock.now, 1000 + HOUR)
+
     def test_the_same_call_under_the_same_key_goes_on(self):
         with virtual(latency=0.05) as (engine, client, clock):
             options = {"deduplication_key": KEY, "stop_on_first_failure": False}
@@ -3335,7 +3345,7 @@ class Journals(TestCase):
             for length in range(len(whole), 0, -7):
                 engine.reset()
                 self.path.write_bytes(whole[:length])
-                clock.now += 1
+                clock.now += DAY
                 with contextlib.suppress(ValueError):
                     found = self.run_all(client, creates(15))
                     self.assertEqual(len(found), 15)
@@ -3491,7 +3501,7 @@ class Journals(TestCase):
         for fault, times in (
             ("html 404", 2),  # of a proxy
             (answer("STORE_NOT_FOUND"), 2),
-            (answer("BATCH_NOT_FOUND"), 1),  # just after the submission: not yet known everywhere
+            (answer("BATCH_NOT_FOUND"), 2),  # soon after the submission: not yet known everywhere
         ):
             self.setUp()
             with StandIn() as ecwid:
@@ -3616,7 +3626,8 @@ for response in stream:
         text = out.stderr.decode()
         self.assertIn("LookupError: a bug", text)
         self.assertRegex(
-            text, "its batches go on at Ecwid: 11kl.*; the same call continues the job"
+            text,
+            "its batches go on, or have ended, at Ecwid: 11kl.*; the same call continues the job",
         )
         self.assertNotIn("Exception ignored", text)
 
@@ -3949,7 +3960,8 @@ class CommandLine(OnTheCommandLine):
         self.assertEqual([item["error"] for item in left], ["no", reason, reason, reason])
         first = {"method": "POST", "path": "/products", "body": requests[3].body, "error": "no"}
         self.assertEqual(left[0], first)
-        del left[2]["error"]  # mended, and still one of those that were left
+        for item in left:  # mended, and known by its name
+            del item["error"]
         self.file("\n".join(map(json.dumps, left)), "in.jsonl.failed")
         for _ in range(2):  # what still fails stays, and what succeeds is taken out
             code, out, err = self.call("run", "in.jsonl.failed", "--continue-on-failure")
@@ -4035,6 +4047,23 @@ class CommandLine(OnTheCommandLine):
         self.assertEqual(code, 2, err)
         self.assertIn("in.jsonl.journal", self.left())
 
+    def test_a_file_and_what_it_left_can_be_run_at_the_same_time(self):
+        self.requests(creates(2), "in.jsonl.failed")
+        self.ecwid.script = lambda call: (400, {"errorMessage": "no"})
+        codes = []
+
+        def other(handler):
+            with self.start("run", "in.jsonl.failed", "-q") as process:
+                codes.append(process.wait(60))
+            handler.send(*handler.engine_answer(b""))
+
+        self.ecwid.faults = [*[None] * 6, other]  # when the first failure has been written
+        options = ("--batch-size", "1", "--continue-on-failure")
+        code, _, err = self.call("run", self.requests(creates(3, 10)), *options)
+        self.assertEqual((code, codes), (1, [1]), err)
+        self.assertEqual([item["body"]["sku"] for item in self.failed()], skus(3, 10))
+        self.assertEqual(self.left(), ["in.jsonl.failed"])
+
     def test_the_same_command_at_the_same_time_is_told_so_and_harms_nothing(self):
         self.ecwid.script = fails_at(0, 12)
         source, seen = self.requests(creates(20)), []
@@ -4066,6 +4095,10 @@ class CommandLine(OnTheCommandLine):
             self.call("run", source)
             found = (self.here / "in.jsonl.failed").stat().st_mode & 0o777
             self.assertEqual(found, expected)
+            self.file("of a job that was killed", "in.jsonl.failed.part")
+            (self.here / "in.jsonl.failed.part").chmod(0o644)
+        self.ecwid.script = None
+        self.assertEqual((self.call("run", source)[0], self.left()), (0, []))
 
     def test_an_interrupted_job_goes_on_with_the_same_command_and_its_own_input_only(self):
         self.ecwid.latency = 1.0
@@ -4193,16 +4226,34 @@ class CommandLine(OnTheCommandLine):
 
     def test_no_signal_makes_a_job_that_has_ended_look_as_if_it_had_not(self):
         source = self.requests(creates(3))
-        remove = ecwid_batch._remove_journal
+        remove = ecwid_batch._end_journal
 
         def interrupted(*args):
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.raise_signal(number)
             remove(*args)
 
-        with mock.patch("ecwid_batch._remove_journal", interrupted):
+        with mock.patch("ecwid_batch._end_journal", interrupted):
             code, out, _ = self.call("run", source)
         self.assertEqual((code, len(out), self.left()), (0, 3, []))
+
+    def test_the_same_command_under_a_named_journal_does_not_bring_back_what_was_worked_off(self):
+        self.ecwid.script = fails_at(1)
+        command = ("run", self.requests(creates(3)), "--journal", "j", "--continue-on-failure")
+        with mock.patch("os.replace", side_effect=OSError(28, "No space left on device")):
+            self.assertEqual(self.call(*command)[0], 5)
+        self.assertEqual(self.left(), ["j"])
+        self.assertEqual(self.call(*command)[0], 1)  # it has not ended before FILE.failed is there
+        self.assertEqual(self.left(), ["in.jsonl.failed", "j"])
+        self.ecwid.script = None
+        self.assertEqual(self.call("run", "in.jsonl.failed")[0], 0)
+        code, out, err = self.call(*command)
+        self.assertEqual((code, len(out), self.left()), (1, 3, ["j"]))
+        self.assertNotIn("goes to", err)
+        self.assertEqual(sorted(ran(self.ecwid)), ["sku-0", "sku-1", "sku-1", "sku-2"])
+        with open(self.here / "in.jsonl", "a", encoding="utf-8") as file:  # a journal goes on, too
+            file.write('{"method": "POST", "path": "/products", "body": {"sku": "more"}}\n')
+        self.assertEqual((self.call(*command)[0], len(self.failed())), (1, 2))
 
     def test_a_named_journal_is_kept_and_says_that_its_job_has_ended(self):
         source = self.requests(creates(3))
@@ -4413,7 +4464,11 @@ class Output(OnTheCommandLine):
             ("ecwid run in.jsonl > /dev/full 2> /dev/full", 5, ""),
             ("ecwid run in.jsonl >&-", 5, "standard output is closed"),
             ("ecwid run --dry-run in.jsonl > /dev/full", 5, "cannot write the output"),
-            ("ecwid run - > /dev/full < in.jsonl", 5, "its batches go on at Ecwid: 11kl"),
+            (
+                "ecwid run - > /dev/full < in.jsonl",
+                5,
+                "its batches go on, or have ended, at Ecwid: 11kl",
+            ),
             ("ecwid run - <&-", 2, "standard input is closed"),
             ("ecwid run in.jsonl 2> /dev/full", 0, ""),
             ("ecwid run in.jsonl 2>&-", 0, ""),
@@ -4425,7 +4480,7 @@ class Output(OnTheCommandLine):
                 self.assertNotIn("Exception ignored", err)
                 self.assertNotIn("Traceback", err)
                 if words.startswith("cannot write the output: "):
-                    self.assertRegex(err, "its batches go on at Ecwid: 11kl")
+                    self.assertRegex(err, "its batches go on, or have ended, at Ecwid: 11kl")
                     self.assertIn("the same command goes on", err)
                 self.assertEqual(out.count(b"\n"), 3 if code == 0 else 0)
         # The first line's batch, resumed until it ended; standard input's; and the last line's.
@@ -4513,7 +4568,7 @@ class Output(OnTheCommandLine):
             err = process.communicate(timeout=60)[1].decode()
             self.assertEqual(process.returncode, -number, err)  # so that a shell's loop stops
             self.assertIn(f"ecwid-batch: {word}\n", err)
-            self.assertIn("its batches go on at Ecwid: 11kl", err)
+            self.assertIn("its batches go on, or have ended, at Ecwid: 11kl", err)
             self.assertIn("the same command goes on where this one ended", err)
             self.assertNotIn("Traceback", err)
         process = self.start("run", source, *options)
@@ -4528,7 +4583,8 @@ class Output(OnTheCommandLine):
                 got, _, err = self.call("run", source, "--batch-size", "10")
             self.assertEqual(got, code)
             self.assertRegex(
-                err, "batches go on at Ecwid: 11kl.*\n.*ed\n.*the same command goes on"
+                err,
+                "batches go on, or have ended, at Ecwid: 11kl.*\n.*ed\n.*the same command goes on",
             )
         self.assertEqual(len(self.call("run", source)[1]), 30)
         self.assertEqual(ran(self.ecwid), skus(30))
