@@ -2151,10 +2151,10 @@ class _Journal:
 
     The first line is the job. Before each submission comes a line with the number of the batch, its
     size, key and time; after it the same with the ticket, or with "refused" if Ecwid surely did not
-    take the batch. {"stopped": "..."} says why nothing more is to be submitted, {"ended": true} that
-    the command line has no more to do. Each line is on the disk before the next step is taken. The
-    file is made with the first submission, and locked while a job uses it. Without a path nothing
-    is recorded.
+    take the batch. {"stopped": "..."} says why nothing more is to be submitted; {"ended": true}
+    that the command line has no more to do. Each line is on the disk before the next step is taken.
+    The file is made with the first submission, and locked while a job uses it. Without a path
+    nothing is recorded.
 
     key      that of the job
     records  those of earlier calls: batch 1, batch 2, ...
