@@ -1987,8 +1987,6 @@ class _Job(_Task):
                 if self._on_progress is not None:
                     self._on_progress(self._status(ticket, ()))
         except ApiError as error:
-            if error is not self._last_error:  # on_progress raised it
-                raise
             if part.record is None or not part.record.is_forgotten(error):
                 raise
             responses = part.all_are("UNKNOWN", _FORGOTTEN)
