@@ -1292,10 +1292,11 @@ def serve(args):
         if args.products < 0 or not 0 <= args.fault_rate <= 1:
             raise ValueError("--products must be 0 or more, --fault-rate 0 to 1")
         options = {"store_id": args.store, "token": args.token, "fault_rate": args.fault_rate}
+        Faults().extend(args.fault)  # refuses one that does not exist
         standin = StandIn(args.port, args.verbose, latency=args.latency, **options)
-        standin.faults.extend(args.fault)
     except (OSError, OverflowError, ValueError) as error:
         sys.exit(f"serve: {error}; if the port {args.port} is taken, --port 0 finds another")
+    standin.faults = args.fault
     standin.shop.stock(args.products)
     with standin as ecwid:
         for name, value in ecwid.environment.items():
@@ -1509,6 +1510,16 @@ class TestCase(unittest.TestCase):
         folder = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, folder, ignore_errors=True)
         return pathlib.Path(folder)
+
+    def at_once(self, commands, **options):
+        """Run commands at the same time; return exit status, output and errors of each."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes = [subprocess.Popen(command, **{**pipes, **options}) for command in commands]
+        ends = []
+        for process in processes:
+            out, err = process.communicate(timeout=60)
+            ends.append((process.returncode, out, err.decode()))
+        return ends
 
     def fails(self, call, kind, words=""):
         """Check that a call raises an error of just this kind with these words; return it."""
@@ -3191,13 +3202,11 @@ with virtual() as (engine, client, clock):
                 del engine.jobs[ticket]
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
+        commands = [[sys.executable, "-c", code, count] for count in ("5000", "14000")]
         peaks = []
-        for count in (5000, 14000):
-            out = subprocess.run(
-                [sys.executable, "-c", code, str(count)], env=CLEAN_ENV, capture_output=True
-            )
-            self.assertEqual(out.stderr, b"")
-            peaks.append(int(out.stdout))
+        for _, out, err in self.at_once(commands, env=CLEAN_ENV):
+            self.assertEqual(err, "")
+            peaks.append(int(out))
         # In KiB. If the responses were kept, they would take three times that.
         self.assertLess(peaks[1] - peaks[0], 3000)
 
@@ -3875,21 +3884,17 @@ class OnTheCommandLine(WithStandIn):
 
 class CommandLine(OnTheCommandLine):
     def test_it_runs_as_a_file_as_a_module_and_from_standard_input(self):
-        source = self.requests(gets(1))
-        for command in (
-            [str(HERE / "ecwid_batch.py"), "run", source],
-            ["-m", "ecwid_batch", "run", source],
+        source = self.here / self.requests(gets(1))
+        arguments = (
+            [str(HERE / "ecwid_batch.py"), "run", shutil.copy(source, self.here / "copy")],
+            ["-m", "ecwid_batch", "run", str(source)],
             ["-m", "ecwid_batch", "run", "-"],
-        ):
-            done = subprocess.run(
-                [sys.executable, *command],
-                input=(self.here / source).read_bytes(),
-                env=self.environment(),
-                cwd=self.here,
-                capture_output=True,
-            )
-            self.assertEqual(done.returncode, 0, done.stderr)
-            self.assertEqual(json.loads(done.stdout)["line"], 1)
+        )
+        commands = [[sys.executable, *rest] for rest in arguments]
+        with open(source, "rb") as file:
+            ends = self.at_once(commands, stdin=file, env=self.environment(), cwd=self.here)
+        for code, out, err in ends:
+            self.assertEqual((code, json.loads(out)["line"]), (0, 1), err)
 
     def test_an_output_line_has_the_apis_field_names_and_the_line_of_the_input(self):
         self.ecwid.script = (
@@ -4444,47 +4449,34 @@ class CommandLine(OnTheCommandLine):
 class Output(OnTheCommandLine):
     """Output that cannot be written, signals, terminals: with real processes."""
 
-    def shell(self, line):
-        """Return exit status, output and errors of a shell line, `ecwid` being the command line."""
-        command = f"{sys.executable} {HERE / 'ecwid_batch.py'}"
-        done = subprocess.run(
-            ["sh", "-c", line.replace("ecwid", command, 1)],
-            env=self.environment(),
-            capture_output=True,
-            timeout=60,
-            cwd=self.here,
-        )
-        return done.returncode, done.stdout, done.stderr.decode()
-
     @unittest.skipUnless(os.path.exists("/dev/full") and shutil.which("sh"), "needs /dev/full")
     def test_a_full_disk_is_exit_5_with_the_tickets(self):
-        self.requests(gets(3))
-        for line, code, words in (
-            ("ecwid run in.jsonl > /dev/full", 5, "cannot write the output: [Errno 28]"),
-            ("ecwid run in.jsonl > /dev/full 2> /dev/full", 5, ""),
-            ("ecwid run in.jsonl >&-", 5, "standard output is closed"),
-            ("ecwid run --dry-run in.jsonl > /dev/full", 5, "cannot write the output"),
-            (
-                "ecwid run - > /dev/full < in.jsonl",
-                5,
-                "its batches go on, or have ended, at Ecwid: 11kl",
-            ),
-            ("ecwid run - <&-", 2, "standard input is closed"),
-            ("ecwid run in.jsonl 2> /dev/full", 0, ""),
-            ("ecwid run in.jsonl 2>&-", 0, ""),
-        ):
+        cases = (
+            ("run 0.jsonl > /dev/full", 5, "cannot write the output: [Errno 28]"),
+            ("run 1.jsonl > /dev/full 2> /dev/full", 5, ""),
+            ("run 2.jsonl >&-", 5, "standard output is closed"),
+            ("run --dry-run 3.jsonl > /dev/full", 5, "cannot write the output"),
+            ("run - > /dev/full < 4.jsonl", 5, "its batches go on, or have ended, at Ecwid: 11kl"),
+            ("run - <&-", 2, "standard input is closed"),
+            ("run 6.jsonl 2> /dev/full", 0, ""),
+            ("run 7.jsonl 2>&-", 0, ""),
+        )
+        for number in range(len(cases)):
+            self.requests(gets(3), f"{number}.jsonl")
+        command = f"{sys.executable} {HERE / 'ecwid_batch.py'}"
+        lines = [["sh", "-c", f"{command} {line}"] for line, _, _ in cases]
+        ends = self.at_once(lines, env=self.environment(), cwd=self.here)
+        for (line, expected, words), (code, out, err) in zip(cases, ends):
             with self.subTest(line=line):
-                got, out, err = self.shell(line)
-                self.assertEqual(got, code, err)
+                self.assertEqual((code, out.count(b"\n")), (expected, 0 if code else 3), err)
                 self.assertIn(words, err)
                 self.assertNotIn("Exception ignored", err)
                 self.assertNotIn("Traceback", err)
-                if words.startswith("cannot write the output: "):
-                    self.assertRegex(err, "its batches go on, or have ended, at Ecwid: 11kl")
-                    self.assertIn("the same command goes on", err)
-                self.assertEqual(out.count(b"\n"), 3 if code == 0 else 0)
-        # The first line's batch, resumed until it ended; standard input's; and the last line's.
-        self.assertEqual((len(self.ecwid.jobs), self.left()), (3, []))
+        self.assertRegex(ends[0][2], "or have ended, at Ecwid: 11kl.*\n.*\n.*same command goes on")
+        self.assertEqual(len(self.ecwid.jobs), 5)
+        self.assertEqual([self.call("run", name)[0] for name in ("0.jsonl", "1.jsonl")], [0, 0])
+        self.assertEqual(len(self.ecwid.jobs), 5)  # they went on with what was at Ecwid
+        self.assertEqual(self.left(), [f"{number}.jsonl" for number in range(len(cases))])
 
     def test_a_disk_that_is_full_under_the_failures_or_at_the_last_line_is_exit_5(self):
         self.ecwid.script = lambda call: (400, {"errorMessage": "no"})
@@ -5071,21 +5063,19 @@ class TheStandIn(WithStandIn):
         shutil.copy(HERE / "ecwid_batch.py", vendor)
         shutil.copy(HERE / "test_ecwid_batch.py", vendor / "ecwid_stand_in.py")
         shutil.copy(HERE / "test_ecwid_batch.py", folder / "elsewhere.py")
-        for module in ("mypkg._vendor.ecwid_stand_in", "elsewhere"):
-            code = f"from {module} import StandIn\n" + (
-                "from mypkg._vendor.ecwid_batch import BatchRequest\n"
-                "with StandIn() as ecwid:\n"
-                "    assert ecwid.client().run([BatchRequest.get('/profile')]).responses[0].ok\n"
-                "    print(type(ecwid.client()).__module__)\n"
-            )
-            code = "from mypkg._vendor import ecwid_batch\n" + code
-            done = subprocess.run(
-                [sys.executable, "-c", code],
-                cwd=folder,
-                env={**CLEAN_ENV, "PYTHONPATH": str(folder)},
-                capture_output=True,
-            )
-            self.assertEqual(done.stdout.strip(), b"mypkg._vendor.ecwid_batch", done.stderr)
+        code = (
+            "from mypkg._vendor import ecwid_batch\n"
+            "from {} import StandIn\n"
+            "with StandIn() as ecwid:\n"
+            "    request = ecwid_batch.BatchRequest.get('/profile')\n"
+            "    assert ecwid.client().run([request]).responses[0].ok\n"
+            "    assert type(ecwid.client()) is ecwid_batch.EcwidClient\n"
+        )
+        modules = ("mypkg._vendor.ecwid_stand_in", "elsewhere")
+        commands = [[sys.executable, "-c", code.format(module)] for module in modules]
+        environment = {**CLEAN_ENV, "PYTHONPATH": str(folder)}
+        for end in self.at_once(commands, cwd=folder, env=environment):
+            self.assertEqual(end, (0, b"", ""))
 
 
 @unittest.skipUnless((HERE / "README.md").exists(), "the README is not here")
