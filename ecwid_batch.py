@@ -650,7 +650,7 @@ class BatchStatus:
 
     def raise_for_failures(self) -> None:
         """Raise BatchFailedError unless every request is known to have succeeded."""
-        if len(self.succeeded) < self.total_requests:
+        if len(self.succeeded) < max(self.total_requests, len(self.responses)):
             raise BatchFailedError(self)
 
     @functools.cached_property
@@ -974,18 +974,18 @@ class _Body(bytes):
     it.
     """
 
-    def __new__(cls, data: bytes, key_end: float) -> _Body:
+    _file: io.BytesIO
+    _left_of_key: Callable[[], float]
+
+    def __new__(cls, data: bytes, left_of_key: Callable[[], float]) -> _Body:
         body = super().__new__(cls, data)
         body._file = io.BytesIO(data)
-        body._key_end = key_end
+        body._left_of_key = left_of_key
         return body
-
-    _file: io.BytesIO
-    _key_end: float
 
     def read(self, size: int) -> bytes:
         block = self._file.read(size)
-        if block and time.time() >= self._key_end:
+        if block and self._left_of_key() <= 0:
             raise TimeoutError("not sent in the hour for which Ecwid remembers the key")
         return block
 
@@ -1217,6 +1217,7 @@ class _Task:
             raise ValueError("timeout must be a number of seconds, not nan")
         self.store_id = store_id
         self.last = BatchStatus(ticket, "QUEUED", 0, 0, (), store_id)  # the last look
+        self.uncertain = False  # whether Ecwid may have acted on the call that is under way
         self._timeout = timeout
         self._end = math.inf if timeout is None else time.monotonic() + timeout
 
@@ -1242,24 +1243,25 @@ class _Task:
         error.last_status = self.so_far()
         return error
 
-    def ended(
-        self, error: EcwidError, name: str, tries: int, uncertain: bool, key_end: float
-    ) -> EcwidError:
+    def ended(self, error: EcwidError, name: str, tries: int, key_end: float) -> EcwidError:
         """Return the error that ends a call, made of that of its last try."""
         message = f"{name}: {error.args[0]}"
         if tries > 1:
             message += f"; gave up after {tries} tries"
-        if uncertain and key_end < math.inf:
+        if self.uncertain and key_end < math.inf:
             message += self.settled_by(key_end)
         if error.temporary and self.left() <= 0:
-            return self.timed_out(f"; the last try: {message}", uncertain)
+            timeout = self.timed_out(f"; the last try: {message}")
+            timeout.uncertain = self.uncertain
+            timeout.retry_after = error.retry_after
+            return timeout
         error.args = (message,)
-        error.uncertain = uncertain
+        error.uncertain = self.uncertain
         return self.completed(error)
 
-    def timed_out(self, reason: str = "", uncertain: bool = False) -> EcwidError:
+    def timed_out(self, reason: str = "") -> EcwidError:
         message = f"store {self.store_id}: {self._timeout:g} s are over{reason}"
-        return self.completed(BatchTimeoutError(message, temporary=True, uncertain=uncertain))
+        return self.completed(BatchTimeoutError(message, temporary=True))
 
 
 def _utc(moment: float) -> str:
@@ -1575,33 +1577,35 @@ class EcwidClient:
         lasts its time however often one asks.
         """
         name = f"{method} {self.base_url}/{self.store_id}{path}"
-        last = time.monotonic() + key_end - time.time()
+        same_end = time.monotonic() + key_end - time.time()  # of time.monotonic()
 
-        def of_key() -> float:
-            """Return what is left of it, whether the clock was set back or the host has slept."""
-            return min(key_end - time.time(), last - time.monotonic())
+        def left_of_key() -> float:
+            """Return the seconds until then, though the clock was set back or the host slept."""
+            return min(key_end - time.time(), same_end - time.monotonic())
 
         give_up = math.inf  # of time.monotonic()
-        uncertain = False
+        task.uncertain = False
         tries = 0
         while True:
             tries += 1
-            timeout = min(self.http_timeout, max(1.0, task.left()), of_key())
+            timeout = min(self.http_timeout, max(1.0, task.left()), left_of_key())
+            was_uncertain = task.uncertain
+            task.uncertain = True  # if it is interrupted now
             try:
-                return read(self._try(method, path, query, body, timeout, key_end))
+                return read(self._try(method, path, query, body, timeout, left_of_key))
             except EcwidError as caught:
                 error = caught
-            uncertain = uncertain or error.uncertain
+            task.uncertain = was_uncertain or error.uncertain
             give_up = min(give_up, time.monotonic() + self.max_retry_time)
-            most = min(give_up - time.monotonic(), of_key())
+            most = min(give_up - time.monotonic(), left_of_key())
             pause = _pause_after(error, tries, task.left(), most)
             if pause is None:
                 break
             _LOG.warning("%s: %s; trying again in %.1f s", name, error.args[0], pause)
             time.sleep(pause)
-            if of_key() <= 0:  # a laptop may have slept for far longer
+            if left_of_key() <= 0:  # a laptop may have slept for far longer
                 break
-        raise task.ended(error, name, tries, uncertain, key_end)
+        raise task.ended(error, name, tries, key_end)
 
     def _try(
         self,
@@ -1610,7 +1614,7 @@ class EcwidClient:
         query: dict[str, str],
         body: bytes | None,
         timeout: float,
-        key_end: float,
+        left_of_key: Callable[[], float],
     ) -> Any:
         """Send a call once and return the JSON of its answer."""
         blocked = self._blocked_until - time.monotonic()
@@ -1621,7 +1625,7 @@ class EcwidClient:
                 retry_after=blocked,
                 temporary=True,
             )
-        data = None if body is None else _Body(body, key_end)
+        data = None if body is None else _Body(body, left_of_key)
         request = self._request(method, path, query, data)
         _LOG.debug("%s %s", method, request.full_url)
         status, headers, text = _exchange(self.opener, request, timeout, self._clean)
@@ -1956,8 +1960,9 @@ class _Job(_Task):
         self._has_submitted = True
         try:
             part.ticket = self._client._submit(part.batch, part.key_end, self)
-        except EcwidError as error:
-            if part.record is None and not error.uncertain:
+        except BaseException:
+            if part.record is None and not self.uncertain:
+                self._window.pop()  # it is surely not at Ecwid
                 self._write(dataclasses.replace(record, refused=True).line())
             raise
         self._write(dataclasses.replace(record, ticket=part.ticket).line())
@@ -2312,10 +2317,10 @@ While the job runs, FILE.journal lies beside FILE: after a crash, a kill, Ctrl-C
 or a timeout the same command, with the same options, goes on, and prints all
 responses from the first on. At the end the journal is gone, and what did not
 succeed is in FILE.failed, as input, each line with its "error": mend it there
-and run that. A FILE that is named so, or has an "error", is run in place: what
-succeeds is taken out of it, and it is gone when all has succeeded. A line with
-"mayHaveRun" is refused until you have looked at the shop, and removed it or
-that word. Standard input leaves neither file unless they are named.
+and run that. A FILE that is named so, or has an "error" in each line, is run in
+place: what succeeds is taken out of it, and it is gone when all has succeeded.
+A line with "mayHaveRun" is refused until you have looked at the shop, and
+removed it or that word. Standard input leaves neither file unless named.
 """
 
 
@@ -2418,21 +2423,21 @@ class _Input:
     is_file       whether it can be read twice, and something can be left beside it
     lines         of the requests that were read and not yet answered; of an array the places
     total         how many requests there are, 0 if that is not known
-    is_left_over  whether FILE was left by an earlier job: by its name, or an "error" in it
+    is_left_over  whether FILE was left by a job: by its name, or since each line has an "error"
     """
 
     def __init__(self, path: str, batch_size: int) -> None:
         self.is_file = os.path.isfile(path) and not path.startswith(("/dev/stdin", "/dev/fd/"))
         self.lines: collections.deque[int] = collections.deque()
         self.total = 0
-        self.is_left_over = self.is_file and path.endswith(".failed")
+        self.is_left_over = False
         self._path = path
         self._batch_size = batch_size
         self._state: tuple[int, ...] = ()  # of a file that has been checked
 
     def check(self) -> None:
         """Read and count all requests. Raises ValueError that names what is wrong."""
-        wrong = 0
+        left_over = wrong = 0
         named: list[str] = []
         with self._open() as file:
             self._state = _state_of(file)
@@ -2445,13 +2450,13 @@ class _Input:
                     wrong += 1
                     if wrong <= _MOST_NAMED:
                         named.append(problem)
-                if any(isinstance(item, dict) and "error" in item for _, _, item in batch):
-                    self.is_left_over = True
+                left_over += sum(isinstance(item, dict) and "error" in item for _, _, item in batch)
                 self.total += len(batch)
         if wrong > len(named):
             named.append(f"and {_count(wrong - len(named), 'other')}")
         if wrong:
             raise ValueError("\n  ".join(["nothing was sent, since FILE is wrong:", *named]))
+        self.is_left_over = self._path.endswith(".failed") or 0 < left_over == self.total
 
     def requests(self) -> Iterator[BatchRequest]:
         """Yield the requests. Raises ValueError for what is none, or if FILE has changed."""
@@ -2463,10 +2468,10 @@ class _Input:
                 yield request
             self._refuse_change(file)
 
-    def refuse_change(self) -> None:
-        """Raise ValueError if FILE is not what was run."""
+    def has_changed(self) -> bool:
+        """Return whether FILE is not what was checked and run."""
         with self._open() as file:
-            self._refuse_change(file)
+            return self._state != _state_of(file)
 
     def _open(self) -> contextlib.AbstractContextManager[IO[bytes]]:
         if self._path != "-":
@@ -2608,7 +2613,7 @@ class _Report:
             words.append(f"{datetime.timedelta(seconds=int((total - done) / rate))} left")
         self._screen.draw(" ".join(words))
 
-    def end(self, failed: str | None) -> None:
+    def end(self) -> None:
         """Say what has become of the requests."""
         counts = _outcomes(self._counts)
         total = _count(sum(self._counts.values()), "request")
@@ -2617,8 +2622,6 @@ class _Report:
             self._screen.say(f"{total}: {', '.join(counts) or 'nothing to do'}; {seconds:.1f} s")
         if self.first is not None:
             self._screen.say(f"the first that did not succeed: {self.first}")
-            if failed is not None:
-                self._screen.say(f"what did not succeed goes to {failed}: mend it there and run it")
 
 
 class _Failures:
@@ -2651,19 +2654,20 @@ class _Failures:
                 self._file = open(self._part, "wb", opener=self._open)  # noqa: SIM115
             self._file.write(json.dumps(line).encode("ascii") + b"\n")
 
-    def put_in_place(self) -> None:
-        """Replace what is there; remove it if all succeeded."""
+    def put_in_place(self) -> bool:
+        """Replace what is there, or remove it if all succeeded; return whether any did not."""
         if self._path is None:
-            return
+            return False
         with _output(self._path):
             if self._file is None:
                 _remove(self._part)  # of a job that was killed
                 _remove(self._path)
-                return
+                return False
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             _patiently(os.replace, self._part, self._path)
+        return True
 
     def close(self) -> None:
         """Remove what has not been put in its place."""
@@ -2691,18 +2695,26 @@ def _run(args: Any, screen: _Screen) -> int:
     with contextlib.closing(_Failures(failed, part, 0o644 if is_public else 0o600)) as failures:
         report = _Report(screen, source, failures)
         _print_responses(client, args, journal, source, report)
-        has_ended_before = _has_ended(journal)  # what was in FILE.failed is somebody's work now
-        report.end(None if has_ended_before else failed)
+        report.end()
         _ignore_signals()  # from here on the job has ended, whatever comes
-        if source.is_left_over:
-            source.refuse_change()
-        else:
-            _refuse_interrupted(failed)
-        if not has_ended_before:
-            failures.put_in_place()
-    if journal is not None and not has_ended_before:
-        _end_journal(journal, args.journal is not None, screen)
+        if not _has_ended(journal):  # else what was in FILE.failed is somebody's work by now
+            _check_unchanged(source, journal, failed)
+            if failures.put_in_place():
+                screen.say(f"what did not succeed is in {failed}: mend it there and run that")
+            if journal is not None:
+                _end_journal(journal, args.journal is not None, screen)
     return 0 if report.first is None else 1
+
+
+def _check_unchanged(source: _Input, journal: str | None, failed: str | None) -> None:
+    """Raise ValueError if FILE.failed must not be written, since somebody is at work on it."""
+    if not source.is_left_over:
+        _refuse_interrupted(failed)
+    elif source.has_changed():
+        raise ValueError(
+            f"{failed} was changed while it was run: take out of it what has succeeded, as the "
+            f"output says, and remove {journal}"
+        )
 
 
 def _dry_run(args: Any, screen: _Screen) -> int:
@@ -2959,7 +2971,7 @@ def _exit_status(args: Any, screen: _Screen) -> int:
     if words:
         screen.say(words)
     if status != 2 and screen.journal is not None and os.path.exists(screen.journal):
-        screen.say("the same command goes on where this one ended")
+        screen.say("the same command goes on with the job")
     return status
 
 
