@@ -990,7 +990,7 @@ class _Body(bytes):
         return block
 
 
-_UNSENT = (urllib.error.URLError, http.client.InvalidURL, ValueError)
+_UNSENT = (urllib.error.URLError, http.client.InvalidURL, ValueError)  # see _exchange
 
 
 def _exchange(
@@ -1204,7 +1204,9 @@ _RANDOM = random.SystemRandom()  # clones of one snapshot would share the state 
 
 
 class _Task:
-    """What a caller waits for: a call, or a batch; a `_Job` is one, too. It completes every error.
+    """What a caller waits for: a call, or a batch; a `_Job` is one, too.
+
+    It makes every error that ends a call complete, since it knows what goes on at Ecwid.
 
     timeout  seconds that he gives it, or None
     ticket   that of the batch, if there is one
@@ -1524,7 +1526,7 @@ class EcwidClient:
         Raises BatchTimeoutError if the batch is not done when the time is over.
         """
         begun = time.monotonic()
-        idle_until = begun  # when nothing was completed yet
+        idle_until = begun  # up to when nothing was completed
         while True:
             status = self._look(ticket, batch, task, responses=False)
             if status.done:
@@ -1815,7 +1817,7 @@ class _Parts:
         journal: _Journal,
     ) -> None:
         self.options = options
-        self.is_read = isinstance(requests, tuple)  # by `run`
+        self.is_read = isinstance(requests, tuple)  # as `run` hands them over
         self.total = len(requests) if isinstance(requests, tuple) else 0
         self.error: Exception | None = None
         self._requests = iter(requests)
@@ -2173,7 +2175,7 @@ class _Journal:
         if key is not None:
             self._job["key"] = self.key
         self._file: IO[bytes] | None = None
-        self._unwritten = ""  # goes before the next line
+        self._unwritten = ""  # goes before the next line: the first line, or a missing line end
 
     def __enter__(self) -> _Journal:
         try:
@@ -2627,8 +2629,8 @@ class _Report:
 class _Failures:
     """FILE.failed, which is put in its place as a whole when the job has ended.
 
-    It is begun at the first failure, when the job holds its journal: another run of the same
-    command does not get at it. If it is not put in its place, the same command will write it again.
+    It is begun at the first failure, when the job holds its journal, so that only one run of a
+    command writes it. If it is not put in its place, the same command will write it again.
     """
 
     def __init__(self, path: str | None, part: str, mode: int) -> None:
