@@ -2743,10 +2743,10 @@ def _print_responses(
     with contextlib.closing(stream):
         for response in stream:
             report.add(response)
-    try:
-        if _is_own(sys.stdout):
+    try:  # a full disk may tell only now; but on Windows a pipe would wait for its reader
+        if _is_own(sys.stdout) and os.path.isfile(sys.stdout.fileno()):
             os.fsync(sys.stdout.fileno())
-    except OSError as error:  # EINVAL, if it is no file; but a full disk may tell only now
+    except OSError as error:
         if error.errno in (errno.EDQUOT, errno.EIO, errno.ENOSPC):
             raise _OutputError(f"cannot write the output: {error}") from None
 

@@ -4060,16 +4060,17 @@ class CommandLine(OnTheCommandLine):
     def test_a_file_and_what_it_left_can_be_run_at_the_same_time(self):
         self.requests(creates(2), "in.jsonl.failed")
         self.ecwid.script = lambda call: (400, {"errorMessage": "no"})
-        codes = []
+        codes, add = [], ecwid_batch._Failures.add
 
-        def other(handler):
-            with self.start("run", "in.jsonl.failed", "-q") as process:
-                codes.append(process.wait(60))
-            handler.send(*handler.engine_answer(b""))
+        def other(failures, response):
+            add(failures, response)
+            if not codes:
+                with self.start("run", "in.jsonl.failed", "-q") as process:
+                    codes.append(process.wait(60))
 
-        self.ecwid.faults = [*[None] * 6, other]  # when the first failure has been written
         options = ("--batch-size", "1", "--continue-on-failure")
-        code, _, err = self.call("run", self.requests(creates(3, 10)), *options)
+        with mock.patch.object(ecwid_batch._Failures, "add", other):
+            code, _, err = self.call("run", self.requests(creates(3, 10)), *options)
         self.assertEqual((code, codes), (1, [1]), err)
         self.assertEqual([item["body"]["sku"] for item in self.failed()], skus(3, 10))
         self.assertEqual(self.left(), ["in.jsonl.failed"])
