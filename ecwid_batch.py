@@ -2294,8 +2294,8 @@ host than Ecwid's, ECWID_BASE_URL.
 
 _EXIT_STATUS = """\
 exit status:
-  0  all requests succeeded      3  the API or the network failed, or the
-  1  some request failed, is        journal is in use: try again later
+  0  all requests succeeded      3  the API or the network failed, or another
+  1  some request failed, is        process is at work on the same job
      unknown or did not run      4  timed out
      (cancel: nothing to stop)   5  the output cannot be written
   2  wrong usage or input
@@ -2429,7 +2429,7 @@ class _Input:
     """
 
     def __init__(self, path: str, batch_size: int) -> None:
-        self.is_file = os.path.isfile(path) and not path.startswith(("/dev/stdin", "/dev/fd/"))
+        self.is_file = os.path.isfile(path) and not re.match("-$|/dev/stdin$|/dev/fd/", path)
         self.lines: collections.deque[int] = collections.deque()
         self.total = 0
         self.is_left_over = False
@@ -2807,7 +2807,7 @@ def _has_ended(journal: str | None) -> bool:
     if journal is None or not os.path.exists(journal):
         return False
     with open(journal, "rb") as file:
-        return file.read().endswith(_ENDED)
+        return file.read().rstrip().endswith(_ENDED.rstrip())
 
 
 def _end_journal(path: str, is_kept: bool, screen: _Screen) -> None:
@@ -2817,6 +2817,9 @@ def _end_journal(path: str, is_kept: bool, screen: _Screen) -> None:
     try:
         with contextlib.closing(_open_journal(path)) as file:
             if is_kept:
+                file.seek(0)
+                if not file.read().endswith(b"\n"):  # an editor has taken it away
+                    file.write(b"\n")
                 file.write(_ENDED)
                 return
             try:
@@ -2952,7 +2955,7 @@ def main(argv: list[str] | None = None) -> int:
         _LOG.removeHandler(screen)
         _LOG.setLevel(level)
         if argv is not None:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(TypeError, ValueError):  # one that is not Python's
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
     if argv is None and status > 128 and sys.platform != "win32":
@@ -2970,8 +2973,11 @@ def _exit_status(args: Any, screen: _Screen) -> int:
     except tuple(_EXITS) as error:
         status = next(status for kind, status in _EXITS.items() if isinstance(error, kind))
         words = {130: "interrupted", 143: "terminated"}.get(status, str(error))
+        is_elsewhere = isinstance(error, EcwidError) and error.last_status is None
     if words:
         screen.say(words)
+    if is_elsewhere:
+        return status  # a job of another process, which goes on
     if status != 2 and screen.journal is not None and os.path.exists(screen.journal):
         screen.say("the same command goes on with the job")
     return status

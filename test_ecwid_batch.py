@@ -2923,6 +2923,7 @@ class Jobs(TestCase):
             status = client.run(creates(40), batch_size=10)
             counts = collections.Counter(r.status for r in status)
             self.assertEqual(counts, {"COMPLETED": 13, "FAILED": 1, "NOT_EXECUTED": 26})
+            self.assertEqual((status.done, status.completed_requests), (True, 40))
             self.assertEqual(ran(engine), skus(14))
             reason = "not submitted, since request 000014 is FAILED"
             self.assertEqual(status["000040"].error_message, reason)
@@ -4091,6 +4092,7 @@ class CommandLine(OnTheCommandLine):
         self.assertEqual([item["body"]["sku"] for item in self.failed()], ["sku-0", "sku-12"])
         self.assertEqual((seen[0][0], len(self.ecwid.ledger)), (3, 20))
         self.assertIn("in.jsonl.journal is in use", seen[0][2])
+        self.assertNotIn("the same command", seen[0][2])  # which may be a new job then
 
     def run_it(self, source):
         return self.call("run", source, "--continue-on-failure", "--batch-size", "5")
@@ -4262,6 +4264,12 @@ class CommandLine(OnTheCommandLine):
         self.assertEqual((code, len(out), self.left()), (1, 3, ["j"]))
         self.assertNotIn("mend it there", err)
         self.assertEqual(sorted(ran(self.ecwid)), ["sku-0", "sku-1", "sku-1", "sku-2"])
+        journal = (self.here / "j").read_text("utf-8")  # an editor takes its last line ends away
+        for text in (journal.rstrip(), journal.rpartition('{"ended"')[0].rstrip()):
+            self.file(text, "j")
+            for _ in range(2):
+                self.assertEqual((self.call(*command)[0], self.left()[-1]), (1, "j"))
+        (self.here / "in.jsonl.failed").unlink()
         with open(self.here / "in.jsonl", "a", encoding="utf-8") as file:  # a journal goes on, too
             file.write('{"method": "POST", "path": "/products", "body": {"sku": "more"}}\n')
         self.assertEqual((self.call(*command)[0], len(self.failed())), (1, 2))
@@ -4278,10 +4286,11 @@ class CommandLine(OnTheCommandLine):
         self.file("of somebody else", "None.journal")
         self.ecwid.script = fails_at(1)
         text = (self.here / self.requests(creates(3))).read_bytes()
-        self.assertEqual(self.call("run", "-", stdin=text)[0], 1)
-        self.assertEqual(self.left(), ["None.journal"])
+        self.file("of somebody else", "-")
+        code, out, _ = self.call("run", "-", stdin=text)
+        self.assertEqual((code, len(out), self.left()), (1, 3, ["-", "None.journal"]))
         self.assertEqual(self.call("run", "-", "--failed", "f", "--journal", "j", stdin=text)[0], 1)
-        self.assertEqual(self.left(), ["None.journal", "f", "j"])
+        self.assertEqual(self.left(), ["-", "None.journal", "f", "j"])
 
     def test_a_dry_run_needs_no_store_and_checks_all_of_the_input(self):
         nothing = {"ECWID_TOKEN": None, "ECWID_STORE_ID": None}
