@@ -744,13 +744,13 @@ def _read_status(
     if batch is None:
         responses = [_read_response(row, clean(_row_id(row)), None, clean) for row in rows]
         return dataclasses.replace(status, responses=tuple(responses))
+    if not status.done:
+        return status
     if status.total_requests != len(batch):
         raise InvalidResponseError(
             f"the ticket belongs to another batch, of {status.total_requests:,} requests "
             f"instead of {len(batch):,}; was the deduplication key used before?"
         )
-    if not status.done:
-        return status
     by_id: dict[str, Any] = {}
     for row in rows:
         id = _row_id(row)
