@@ -1775,9 +1775,10 @@ class Batches(TestCase):
         self.fails(lambda: EcwidClient(1, "t").submit(batch), TypeError, words)
 
     def test_the_query_always_has_the_modes_and_a_key(self):
-        query = Batch(gets(1)).query
         modes = {"allowParallelMode": "false", "stopOnFirstFailure": "true"}
-        self.assertEqual(query, {**modes, "deduplicationKey": query["deduplicationKey"]})
+        for batch in (Batch.from_json(EXAMPLE), Batch(gets(1))):
+            query = batch.query
+            self.assertEqual(query, {**modes, "deduplicationKey": query["deduplicationKey"]})
         self.assertNotEqual(query["deduplicationKey"], Batch(gets(1)).deduplication_key)
         options = {"allow_parallel_mode": True, "stop_on_first_failure": False}
         batch = Batch(gets(1), deduplication_key=KEY.upper(), group_id="night", **options)
@@ -2078,6 +2079,7 @@ class Clients(TestCase):
             for opener, proxied in ((far, True), (near, False)):
                 request = urllib.request.Request("https://app.ecwid.com/")
                 for handler in opener.handlers:
+                    self.assertFalse(getattr(handler, "_debuglevel", 0))  # which shows the token
                     if isinstance(handler, urllib.request.ProxyHandler) and handler.proxies:
                         handler.https_open(request)
                 self.assertEqual(request.host == "10.0.0.1:3128", proxied)
@@ -2576,7 +2578,9 @@ class Retries(TestCase):
             engine.handle = lambda *call: next(answers, None) or handle(*call)
             client.max_retry_time = 0
             del client.network  # which cannot be pickled
-            self.fails(lambda: client.status("T"), RateLimitError)
+            for _ in range(2):  # Ecwid's, and that of the client itself
+                error = self.fails(lambda: client.status("T"), RateLimitError)
+                self.assertEqual((error.http_status_code, round(error.retry_after)), (429, 300))
             for same in (pickle.loads(pickle.dumps(client)), copy.copy(client)):
                 self.assertEqual(same.cancel("g"), 0)
             clock.suspended -= 2 * HOUR
