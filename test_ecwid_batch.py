@@ -4209,7 +4209,8 @@ class CommandLine(OnTheCommandLine):
     def test_main_writes_to_whatever_its_program_has_made_standard_output(self):
         source = self.here / self.requests(gets(3))
         with mock.patch.dict(os.environ, self.environment()):
-            with gzip.open(self.here / "out.gz", "wt") as file, contextlib.redirect_stdout(file):
+            path = self.here / "out.gz"
+            with gzip.open(path, "wt", encoding="utf-8") as file, contextlib.redirect_stdout(file):
                 self.assertEqual(ecwid_batch.main(["run", str(source), "-q"]), 0)
         with gzip.open(self.here / "out.gz") as file:
             self.assertEqual(len(file.readlines()), 3)
