@@ -1526,7 +1526,7 @@ class EcwidClient:
         Raises BatchTimeoutError if the batch is not done when the time is over.
         """
         begun = time.monotonic()
-        idle_until = begun  # up to when nothing was completed
+        last_idle = begun  # the last moment at which nothing was completed
         while True:
             status = self._look(ticket, batch, task, responses=False)
             if status.done:
@@ -1538,9 +1538,9 @@ class EcwidClient:
             remaining = math.inf  # seconds until the estimated end
             if status.completed_requests:
                 ratio = status.total_requests / status.completed_requests
-                remaining = (now - idle_until) * (ratio - 1)
+                remaining = (now - last_idle) * (ratio - 1)
             else:
-                idle_until = now
+                last_idle = now
             left = task.left()
             if left <= 0:
                 raise task.timed_out()
@@ -1910,9 +1910,11 @@ class _Job(_Task):
             if self._parts.error is not None:
                 raise self._parts.error
             if self._journal.records and not self._has_submitted:
+                more = "of this job (another job needs another journal)"
+                if self._journal.stopped is not None:
+                    more = f"that was submitted; the rest is {self._journal.stopped}"
                 self._warn(
-                    f"nothing was submitted, since the journal {self._journal.path} has all of "
-                    "this job (another job needs another journal)"
+                    f"nothing was submitted, since the journal {self._journal.path} has all {more}"
                 )
 
     def _fill_window(self) -> bool:
@@ -2116,6 +2118,13 @@ def _open_journal(path: str) -> IO[bytes]:
     )
 
 
+def _append(file: IO[bytes], data: bytes) -> None:
+    """Write to the disk. Raises OSError if that cannot be done."""
+    if file.write(data) != len(data):
+        raise OSError("the disk may be full")
+    os.fsync(file.fileno())
+
+
 @dataclasses.dataclass(frozen=True)
 class _Record:
     """What the journal has of a batch."""
@@ -2203,10 +2212,7 @@ class _Journal:
             self._file = _open_journal(self.path)
             if os.fstat(self._file.fileno()).st_size:
                 raise OSError("another process began the same job")
-        data = f"{self._unwritten}{json.dumps(line)}\n".encode("ascii")
-        if self._file.write(data) != len(data):
-            raise OSError("the disk may be full")
-        os.fsync(self._file.fileno())
+        _append(self._file, f"{self._unwritten}{json.dumps(line)}\n".encode("ascii"))
         self._unwritten = ""
 
     def can_be_repeated(self, record: _Record) -> bool:
@@ -2284,7 +2290,7 @@ class _Journal:
 
 _MAX_LINE = 16 * 1024 * 1024  # bytes of one line of FILE
 _MOST_NAMED = 10  # wrong lines of FILE
-_ENDED = b'{"ended": true}\n'  # the last line of a named journal when its FILE.failed is in place
+_ENDED = b'{"ended": true}\n'  # the last line of a journal when FILE.failed is in its place
 
 _DESCRIPTION = """\
 Run batches of Ecwid REST calls. The store and its token are read from the
@@ -2703,8 +2709,8 @@ def _run(args: Any, screen: _Screen) -> int:
             _check_unchanged(source, journal, failed)
             if failures.put_in_place():
                 screen.say(f"what did not succeed is in {failed}: mend it there and run that")
-            if journal is not None:
-                _end_journal(journal, args.journal is not None, screen)
+        if journal is not None and os.path.exists(journal):
+            _end_journal(journal, args.journal is not None, screen)
     return 0 if report.first is None else 1
 
 
@@ -2803,7 +2809,7 @@ def _refuse_interrupted(failed: str | None) -> None:
 
 
 def _has_ended(journal: str | None) -> bool:
-    """Return whether a journal is a named one whose job has ended."""
+    """Return whether an earlier call has put FILE.failed in its place."""
     if journal is None or not os.path.exists(journal):
         return False
     with open(journal, "rb") as file:
@@ -2811,16 +2817,18 @@ def _has_ended(journal: str | None) -> bool:
 
 
 def _end_journal(path: str, is_kept: bool, screen: _Screen) -> None:
-    """Say in a named journal that its job has ended; remove another, or empty it, as new."""
-    if is_kept and not os.path.exists(path):
-        return
+    """Say in the journal that FILE.failed is in its place; then remove it, unless it is kept.
+
+    One that cannot be removed is emptied: an empty one is new.
+    """
     try:
         with contextlib.closing(_open_journal(path)) as file:
+            file.seek(0)
+            text = file.read()
+            if text and not text.endswith(_ENDED):
+                line_end = b"" if text.endswith(b"\n") else b"\n"  # an editor has taken it away
+                _append(file, line_end + _ENDED)
             if is_kept:
-                file.seek(0)
-                if not file.read().endswith(b"\n"):  # an editor has taken it away
-                    file.write(b"\n")
-                file.write(_ENDED)
                 return
             try:
                 os.unlink(path)  # under the lock: later it may be that of the next job

@@ -3535,8 +3535,12 @@ class Journals(TestCase):
             self.run_all(client, creates(40))
             engine.jobs.clear()
             clock.now += 7 * DAY
-            states = [r.status for r in self.run_all(client, creates(40))]
+            with self.assertLogs("ecwid_batch", "WARNING") as logs:
+                states = [r.status for r in self.run_all(client, creates(40))]
             self.assertEqual(states, ["UNKNOWN"] * 20 + ["NOT_EXECUTED"] * 20)
+            self.assertIn(
+                "the rest is not submitted, since request 000014 is FAILED", logs.output[0]
+            )
             self.assertEqual(ran(engine), skus(14))
 
     def test_a_submission_that_ecwid_surely_did_not_take_leaves_no_doubt(self):
@@ -4280,6 +4284,31 @@ class CommandLine(OnTheCommandLine):
         with open(self.here / "in.jsonl", "a", encoding="utf-8") as file:  # a journal goes on, too
             file.write('{"method": "POST", "path": "/products", "body": {"sku": "more"}}\n')
         self.assertEqual((self.call(*command)[0], len(self.failed())), (1, 2))
+
+    def test_a_kill_before_the_removal_of_the_journal_brings_back_nothing_that_was_worked_off(self):
+        self.ecwid.script = fails_at(1)
+        source, unlink = self.requests(creates(3)), os.unlink
+
+        def killed(path):
+            if path.endswith(".journal"):
+                raise Killed
+            unlink(path)
+
+        with mock.patch("os.unlink", killed), self.assertRaises(Killed):
+            self.call("run", source, "--continue-on-failure")
+        self.assertEqual(self.left(), ["in.jsonl.failed", "in.jsonl.journal"])
+        self.ecwid.script = None
+        self.assertEqual(self.call("run", "in.jsonl.failed")[0], 0)
+        code, out, _ = self.call("run", source, "--continue-on-failure")
+        self.assertEqual((code, len(out), self.left()), (1, 3, []))
+        self.assertEqual(len(self.ecwid.ledger), 4)
+
+    def test_an_empty_journal_stays_a_new_one_where_nothing_was_submitted(self):
+        for source in ("", '{"method": "GET", "path": "/profile"}'):
+            self.file("", "j")
+            command = ("run", self.file(source), "--journal", "j", "-q")
+            self.assertEqual([self.call(*command)[0] for _ in range(2)], [0, 0])
+        self.assertEqual(len(self.ecwid.jobs), 1)
 
     def test_a_named_journal_is_kept_and_says_that_its_job_has_ended(self):
         source = self.requests(creates(3))
