@@ -2432,6 +2432,7 @@ class _Input:
     lines         of the requests that were read and not yet answered; of an array the places
     total         how many requests there are, 0 if that is not known
     is_left_over  whether FILE was left by a job: by its name, or since each line has an "error"
+    is_public     whether everybody may read it
     """
 
     def __init__(self, path: str, batch_size: int) -> None:
@@ -2439,6 +2440,7 @@ class _Input:
         self.lines: collections.deque[int] = collections.deque()
         self.total = 0
         self.is_left_over = False
+        self.is_public = self.is_file and bool(os.stat(path).st_mode & stat.S_IROTH)
         self._path = path
         self._batch_size = batch_size
         self._state: tuple[int, ...] = ()  # of a file that has been checked
@@ -2571,11 +2573,11 @@ class _Report:
     first  the first request that did not succeed, in words
     """
 
-    def __init__(self, screen: _Screen, source: _Input, failures: _Failures) -> None:
+    def __init__(self, screen: _Screen, source: _Input, left: _Left) -> None:
         self.first: str | None = None
         self._screen = screen
         self._source = source
-        self._failures = failures
+        self._left = left
         self._counts: collections.Counter[str] = collections.Counter()
         self._begun = time.monotonic()
 
@@ -2604,7 +2606,7 @@ class _Report:
         if self.first is None:
             name = f"line {line:,}, {request.method} {request.path}"
             self.first = f"{name}: {response.status}, {response.error_message}"
-        self._failures.add(response)
+        self._left.add(response)
 
     def show(self, status: BatchStatus) -> None:
         """Show the progress."""
@@ -2632,22 +2634,66 @@ class _Report:
             self._screen.say(f"the first that did not succeed: {self.first}")
 
 
-class _Failures:
-    """FILE.failed, which is put in its place as a whole when the job has ended.
+class _Left:
+    """What a job leaves beside FILE: a journal while it runs, FILE.failed when it has ended.
 
-    It is begun at the first failure, when the job holds its journal, so that only one run of a
-    command writes it. If it is not put in its place, the same command will write it again.
+    journal  the path of the journal, or None
+    failed   the path of FILE.failed, or None
+
+    FILE.failed is begun at the first failure, when the job holds its journal, so that only one run
+    of a command writes it. It is put in its place as a whole. If it is not, the same command will
+    write it again.
     """
 
-    def __init__(self, path: str | None, part: str, mode: int) -> None:
-        self._path = path
-        self._part = part
-        self._mode = mode
+    def __init__(self, args: Any, source: _Input) -> None:
+        """Raises ValueError for a place that cannot be written, or has something else."""
+        self.journal: str | None = args.journal
+        self.failed: str | None = args.failed
+        if "" in (self.journal, self.failed):
+            raise ValueError("--journal and --failed must name a file (is a variable not set?)")
+        if source.is_left_over:
+            if self.failed is not None:
+                raise ValueError(f"{args.file} was left by a job and is run in place: no --failed")
+            self.failed = os.path.realpath(args.file)  # not a link to it
+        if source.is_file:
+            self.journal = self.journal or f"{args.file}.journal"
+            self.failed = self.failed or f"{args.file}.failed"
+        self._keeps_journal = args.journal is not None
+        self._source = source
+        self._part = f"{self.failed}.part"
+        if source.is_left_over:  # run FILE may be at work, too
+            self._part = f"{self.failed}.rest"
         self._file: IO[bytes] | None = None
+        self._check(args.file)
+
+    def _check(self, file: str) -> None:
+        paths = [path for path in (self.journal, self.failed) if path is not None]
+        for path in paths:
+            place = os.path.realpath(path)
+            writable = os.access(os.path.dirname(place), os.W_OK)
+            if os.path.exists(place):
+                writable = writable and os.path.isfile(place) and os.access(place, os.W_OK)
+            if not writable:
+                raise ValueError(f"cannot write {path}: name another file by --journal or --failed")
+        if not self._source.is_left_over:
+            paths.append(file)
+            self._refuse_interrupted()
+        paths.append(self._part)
+        if len(set(map(os.path.realpath, paths))) < len(paths):
+            raise ValueError("FILE, --journal and --failed must be different files")
+
+    def _refuse_interrupted(self) -> None:
+        """Raise ValueError if FILE.failed is itself a job that has begun and not ended."""
+        journal = f"{self.failed}.journal"
+        if self.failed is not None and os.path.exists(journal) and os.path.getsize(journal):
+            raise ValueError(
+                f"{self.failed} is a job that has not ended: first finish it with run "
+                f"{self.failed}, or remove {journal} to give it up"
+            )
 
     def add(self, response: BatchResponse) -> None:
         """Write a request that did not succeed as a line of input that says why."""
-        if self._path is None:
+        if self.failed is None:
             return
         request = response.request
         parts = {name: getattr(request, name) for name in ("id", "method", "path", "body")}
@@ -2662,20 +2708,70 @@ class _Failures:
                 self._file = open(self._part, "wb", opener=self._open)  # noqa: SIM115
             self._file.write(json.dumps(line).encode("ascii") + b"\n")
 
-    def put_in_place(self) -> bool:
-        """Replace what is there, or remove it if all succeeded; return whether any did not."""
-        if self._path is None:
+    def _open(self, path: str, flags: int) -> int:
+        """Open FILE.failed: nobody may read it who could not read FILE."""
+        return os.open(path, flags, 0o644 if self._source.is_public else 0o600)
+
+    def finish(self, screen: _Screen) -> None:
+        """Put FILE.failed in its place, then end the journal."""
+        if not self._has_ended():  # else what was in FILE.failed is somebody's work by now
+            if not self._source.is_left_over:
+                self._refuse_interrupted()
+            elif self._source.has_changed():
+                raise ValueError(
+                    f"{self.failed} was changed while it was run: take out of it what has "
+                    f"succeeded, as the output says, and remove {self.journal}"
+                )
+            self._put_in_place(screen)
+        if self.journal is not None and os.path.exists(self.journal):
+            self._end_journal(self.journal, screen)
+
+    def _has_ended(self) -> bool:
+        """Return whether an earlier call has put FILE.failed in its place."""
+        if self.journal is None or not os.path.exists(self.journal):
             return False
-        with _output(self._path):
+        with open(self.journal, "rb") as file:
+            return file.read().rstrip().endswith(_ENDED.rstrip())
+
+    def _put_in_place(self, screen: _Screen) -> None:
+        """Replace what is there; remove it if all succeeded."""
+        if self.failed is None:
+            return
+        with _output(self.failed):
             if self._file is None:
                 _remove(self._part)  # of a job that was killed
-                _remove(self._path)
-                return False
+                _remove(self.failed)
+                return
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            _patiently(os.replace, self._part, self._path)
-        return True
+            _patiently(os.replace, self._part, self.failed)
+        screen.say(f"what did not succeed is in {self.failed}: mend it there and run that")
+
+    def _end_journal(self, path: str, screen: _Screen) -> None:
+        """Say in the journal that FILE.failed is in its place; then remove it, unless it is kept.
+
+        One that cannot be removed is emptied: an empty one is new.
+        """
+        try:
+            with contextlib.closing(_open_journal(path)) as file:
+                file.seek(0)
+                text = file.read()
+                if text and not text.endswith(_ENDED):
+                    line_end = b"" if text.endswith(b"\n") else b"\n"  # an editor has taken it away
+                    _append(file, line_end + _ENDED)
+                if self._keeps_journal:
+                    return
+                try:
+                    os.unlink(path)  # under the lock: later it may be that of the next job
+                    return
+                except OSError:  # on Windows, since it is open
+                    file.truncate(0)
+            _remove(path)
+        except (OSError, EcwidError) as error:
+            screen.say(
+                f"the job has ended, but its journal is still there: remove {path} ({error})"
+            )
 
     def close(self) -> None:
         """Remove what has not been put in its place."""
@@ -2684,45 +2780,20 @@ class _Failures:
                 self._file.close()
             _remove(self._part)
 
-    def _open(self, path: str, flags: int) -> int:
-        return os.open(path, flags, self._mode)
-
 
 def _run(args: Any, screen: _Screen) -> int:
     client = _client(args)
     source = _Input(args.file, args.batch_size)
     if source.is_file:
         source.check()
-    journal, failed = _places(args, source)
-    _check_writable(journal)
-    _check_writable(failed)
-    screen.journal = journal
-    # Nobody may read FILE.failed who could not read FILE.
-    is_public = source.is_file and os.stat(args.file).st_mode & stat.S_IROTH
-    part = _part_of(failed, source)
-    with contextlib.closing(_Failures(failed, part, 0o644 if is_public else 0o600)) as failures:
-        report = _Report(screen, source, failures)
-        _print_responses(client, args, journal, source, report)
+    with contextlib.closing(_Left(args, source)) as left:
+        screen.journal = left.journal
+        report = _Report(screen, source, left)
+        _print_responses(client, args, source, report, left.journal)
         report.end()
         _ignore_signals()  # from here on the job has ended, whatever comes
-        if not _has_ended(journal):  # else what was in FILE.failed is somebody's work by now
-            _check_unchanged(source, journal, failed)
-            if failures.put_in_place():
-                screen.say(f"what did not succeed is in {failed}: mend it there and run that")
-        if journal is not None and os.path.exists(journal):
-            _end_journal(journal, args.journal is not None, screen)
+        left.finish(screen)
     return 0 if report.first is None else 1
-
-
-def _check_unchanged(source: _Input, journal: str | None, failed: str | None) -> None:
-    """Raise ValueError if FILE.failed must not be written, since somebody is at work on it."""
-    if not source.is_left_over:
-        _refuse_interrupted(failed)
-    elif source.has_changed():
-        raise ValueError(
-            f"{failed} was changed while it was run: take out of it what has succeeded, as the "
-            f"output says, and remove {journal}"
-        )
 
 
 def _dry_run(args: Any, screen: _Screen) -> int:
@@ -2734,7 +2805,7 @@ def _dry_run(args: Any, screen: _Screen) -> int:
 
 
 def _print_responses(
-    client: EcwidClient, args: Any, journal: str | None, source: _Input, report: _Report
+    client: EcwidClient, args: Any, source: _Input, report: _Report, journal: str | None
 ) -> None:
     stream = client.stream(
         source.requests(),
@@ -2755,89 +2826,6 @@ def _print_responses(
     except OSError as error:
         if error.errno in (errno.EDQUOT, errno.EIO, errno.ENOSPC):
             raise _OutputError(f"cannot write the output: {error}") from None
-
-
-def _places(args: Any, source: _Input) -> tuple[str | None, str | None]:
-    """Return the paths of the journal and of FILE.failed, or None for what is not to be left.
-
-    Raises ValueError for one that would overwrite something else.
-    """
-    journal, failed = args.journal, args.failed
-    if "" in (journal, failed):
-        raise ValueError("--journal and --failed must name a file (is a variable not set?)")
-    if source.is_left_over:
-        if failed is not None:
-            raise ValueError(f"{args.file} was left by a job and is run in place: no --failed")
-        failed = os.path.realpath(args.file)  # not a link to it
-    if source.is_file:
-        journal = journal or f"{args.file}.journal"
-        failed = failed or f"{args.file}.failed"
-    paths = [path for path in (journal, failed) if path is not None]
-    if not source.is_left_over:
-        paths.append(args.file)
-        _refuse_interrupted(failed)
-    paths.append(_part_of(failed, source))
-    if len(set(map(os.path.realpath, paths))) < len(paths):
-        raise ValueError("FILE, --journal and --failed must be different files")
-    return journal, failed
-
-
-def _part_of(failed: str | None, source: _Input) -> str:
-    """Return where FILE.failed is written: run FILE and run FILE.failed may be at work at once."""
-    return f"{failed}.rest" if source.is_left_over else f"{failed}.part"
-
-
-def _check_writable(path: str | None) -> None:
-    if path is None:
-        return
-    place = os.path.realpath(path)
-    writable = os.access(os.path.dirname(place), os.W_OK)
-    if os.path.exists(place):
-        writable = writable and os.path.isfile(place) and os.access(place, os.W_OK)
-    if not writable:
-        raise ValueError(f"cannot write {path}: name another file by --journal or --failed")
-
-
-def _refuse_interrupted(failed: str | None) -> None:
-    """Raise ValueError if FILE.failed is itself a job that has begun and not ended."""
-    journal = f"{failed}.journal"
-    if failed is not None and os.path.exists(journal) and os.path.getsize(journal):
-        raise ValueError(
-            f"{failed} is a job that has not ended: first finish it with run {failed}, or remove "
-            f"{journal} to give it up"
-        )
-
-
-def _has_ended(journal: str | None) -> bool:
-    """Return whether an earlier call has put FILE.failed in its place."""
-    if journal is None or not os.path.exists(journal):
-        return False
-    with open(journal, "rb") as file:
-        return file.read().rstrip().endswith(_ENDED.rstrip())
-
-
-def _end_journal(path: str, is_kept: bool, screen: _Screen) -> None:
-    """Say in the journal that FILE.failed is in its place; then remove it, unless it is kept.
-
-    One that cannot be removed is emptied: an empty one is new.
-    """
-    try:
-        with contextlib.closing(_open_journal(path)) as file:
-            file.seek(0)
-            text = file.read()
-            if text and not text.endswith(_ENDED):
-                line_end = b"" if text.endswith(b"\n") else b"\n"  # an editor has taken it away
-                _append(file, line_end + _ENDED)
-            if is_kept:
-                return
-            try:
-                os.unlink(path)  # under the lock: later it may be that of the next job
-                return
-            except OSError:  # on Windows, since it is open
-                file.truncate(0)
-        _remove(path)
-    except (OSError, EcwidError) as error:
-        screen.say(f"the job has ended, but its journal is still there: remove {path} ({error})")
 
 
 def _cancel(args: Any, screen: _Screen) -> int:

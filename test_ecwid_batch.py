@@ -4071,7 +4071,7 @@ class CommandLine(OnTheCommandLine):
     def test_a_file_and_what_it_left_can_be_run_at_the_same_time(self):
         self.requests(creates(2), "in.jsonl.failed")
         self.ecwid.script = lambda call: (400, {"errorMessage": "no"})
-        codes, add = [], ecwid_batch._Failures.add
+        codes, add = [], ecwid_batch._Left.add
 
         def other(failures, response):
             add(failures, response)
@@ -4080,7 +4080,7 @@ class CommandLine(OnTheCommandLine):
                     codes.append(process.wait(60))
 
         options = ("--batch-size", "1", "--continue-on-failure")
-        with mock.patch.object(ecwid_batch._Failures, "add", other):
+        with mock.patch.object(ecwid_batch._Left, "add", other):
             code, _, err = self.call("run", self.requests(creates(3, 10)), *options)
         self.assertEqual((code, codes), (1, [1]), err)
         self.assertEqual([item["body"]["sku"] for item in self.failed()], skus(3, 10))
@@ -4250,14 +4250,14 @@ class CommandLine(OnTheCommandLine):
 
     def test_no_signal_makes_a_job_that_has_ended_look_as_if_it_had_not(self):
         source = self.requests(creates(3))
-        remove = ecwid_batch._end_journal
+        remove = ecwid_batch._Left._end_journal
 
         def interrupted(*args):
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.raise_signal(number)
             remove(*args)
 
-        with mock.patch("ecwid_batch._end_journal", interrupted):
+        with mock.patch("ecwid_batch._Left._end_journal", interrupted):
             code, out, _ = self.call("run", source)
         self.assertEqual((code, len(out), self.left()), (0, 3, []))
 
@@ -4534,7 +4534,7 @@ class Output(OnTheCommandLine):
         full = OSError(28, "No space left on device")
         for place, words in (
             ("os.replace", "cannot write in.jsonl.failed: [Errno 28]"),
-            ("ecwid_batch._Failures._open", "cannot write in.jsonl.failed.part: [Errno 28]"),
+            ("ecwid_batch._Left._open", "cannot write in.jsonl.failed.part: [Errno 28]"),
         ):
             source = self.requests(creates(2))
             with mock.patch(place, side_effect=full):
