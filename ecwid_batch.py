@@ -412,6 +412,7 @@ class Batch:
             raise ValueError(f"a batch takes up to {_MAX_REQUESTS} requests; run takes any number")
         self.ids = _given_ids(self.requests, 1)
         self._json = _json_array(self.requests, self.ids)
+        self._has_own_key = deduplication_key is not None
         self._key_end = 0.0  # of time.time(), as long as Ecwid surely remembers a submission
 
     @classmethod
@@ -1418,14 +1419,18 @@ class EcwidClient:
         """Submit a batch and return its ticket, a str that can be kept anywhere.
 
         Submitting the same Batch again within the hour is safe: it returns the first ticket. Later
-        it runs the requests again, since Ecwid has forgotten the batch's key.
+        it runs the requests again, since Ecwid has forgotten the batch's key. Under a key of your
+        own another process can do so, if it begins within half an hour.
 
         Reference: "Create batch request".
         """
         _check_batch(batch)
         if time.time() >= batch._key_end:
             batch._key_end = time.time() + _KEY_LIFETIME
-        return self._submit(batch, batch._key_end, _Task(self.store_id))
+        key_end = batch._key_end
+        if batch._has_own_key and time.time() < key_end - _HALF_HOUR:
+            key_end -= _HALF_HOUR  # another process may have submitted it half an hour before
+        return self._submit(batch, key_end, _Task(self.store_id))
 
     def status(self, ticket: str, *, responses: bool = True) -> BatchStatus:
         """Return how far a batch is, with or without the responses so far, as Ecwid sends them.
@@ -1958,7 +1963,7 @@ class _Job(_Task):
             record = _Record.of_now(part.number, part.batch)
             self._write(record.line())
         part.key_end = record.key_end()
-        if self._has_key and self._journal.path is None:
+        if self._has_key and part.record is None:
             part.key_end -= _HALF_HOUR  # an earlier call may have begun that long ago
         self._window.append(part)  # from here on it may be at Ecwid
         self._has_submitted = True

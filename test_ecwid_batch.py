@@ -1253,8 +1253,10 @@ class Check:
         self.tell("cancel", "200 and updateCount", [code, answer], fine)
         answer, status = self.end(ticket)
         rows = [self.without_data(row) for row in answer.get("responses") or []]
-        odd = [row for row, response in zip(rows, status) if response.status == "FAILED"]
-        self.tell("rows of cancelled calls", "none, or no code", odd[:1] or rows[-1:], not odd)
+        failed = [row for row, response in zip(rows, status) if response.status == "FAILED"]
+        others = [row for row, response in zip(rows, status) if not response.ok]
+        seen = (failed or others)[:1] or f"{len(rows)} rows of calls that ran"
+        self.tell("rows of cancelled calls", "none, or no code", seen, not failed)
         for name in ("delete", "delete again"):
             code, answer = self.ask("DELETE", "/batch", {"ticket": ticket, "ticketId": ticket})
             fine = code == 200 and self.has_count(answer, "deleteCount")
@@ -3039,15 +3041,19 @@ class Jobs(TestCase):
                     self.assertEqual(len(logs.output), 1)
 
     def test_the_same_batch_again_is_safe_until_the_time_that_its_error_names(self):
-        with virtual(client_options={"max_retry_time": 0}) as (engine, client, clock):
-            batch = Batch(creates(1))
-            client.network.fault = mock.Mock(side_effect=ConnectionResetError("reset"))
-            told = set()
-            for _ in range(5):
-                error = self.fails(lambda: client.submit(batch), TransportError, "it may have")
-                told.update(re.findall(r"call again before (\d\d:\d\d) UTC", str(error)))
-                clock.now += 600
-            self.assertEqual(len(told), 1)
+        for key, minutes in ((None, [59]), (KEY, [29, 59])):
+            with virtual(client_options={"max_retry_time": 0}) as (engine, client, clock):
+                batch = Batch(creates(1), deduplication_key=key)
+                client.network.fault = mock.Mock(side_effect=ConnectionResetError("reset"))
+                times = [ecwid_batch._utc(clock.time() + 60 * minute) for minute in minutes]
+                told = []
+                for _ in range(5):
+                    error = self.fails(lambda c=client, b=batch: c.submit(b), TransportError)
+                    told += re.findall(
+                        r"it may have arrived: call again before (.* UTC)", str(error)
+                    )
+                    clock.now += 600
+                self.assertEqual((len(told), sorted(set(told))), (5, times))
 
     def test_an_error_of_the_callers_own_is_not_changed(self):
         own = BatchTimeoutError("inner", last_status=status_of(row(), total=7))
@@ -3149,14 +3155,24 @@ class Jobs(TestCase):
             self.assertEqual((len(rows), warning.call_count), (30, 0))
 
     def test_a_key_of_ones_own_is_safe_though_the_call_began_half_an_hour_after_the_first(self):
-        options = {"max_retry_time": 3600}
-        with virtual(client_options=options) as (engine, client, clock):
-            client.network.fault = lambda after: opened("", 503, {}, {}) if after else None
-            job = functools.partial(client.run, creates(1), deduplication_key=KEY)
-            for begun in (0, 29 * 60):
-                clock.now = 1000 + begun
-                self.fails(functools.partial(job, timeout=None if begun else 1), EcwidError)
-            self.assertLess(clock.now, 1000 + HOUR)
+        def submit(client, timeout):
+            client.submit(Batch(creates(1), deduplication_key=KEY))
+
+        def run(client, timeout, journal=None):
+            options = {"deduplication_key": KEY, "timeout": timeout, "journal": journal}
+            client.run(creates(1), **options)
+
+        new_journal = functools.partial(run, journal=self.folder() / "of another host")
+        for first, second in ((run, run), (submit, submit), (run, new_journal)):
+            options = {"max_retry_time": 3600}
+            with virtual(client_options=options) as (engine, client, clock):
+                client.network.fault = lambda after: opened("", 503, {}, {}) if after else None
+                client.max_retry_time = 1
+                self.fails(lambda f=first, c=client: f(c, 1), EcwidError)
+                client.max_retry_time = 3600
+                clock.now = 1000 + 29 * 60
+                self.fails(lambda f=second, c=client: f(c, None), EcwidError)
+                self.assertLess(clock.now, 1000 + HOUR)
 
     def test_the_same_call_under_the_same_key_goes_on(self):
         with virtual(latency=0.05) as (engine, client, clock):
