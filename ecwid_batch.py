@@ -584,7 +584,8 @@ class BatchResponse:
 
         That is so for NOT_EXECUTED, 429 and 449 (an import is in progress). It is so for a GET, PUT
         or DELETE also after 408, 5XX and for UNKNOWN: running twice does what running once does.
-        "Adjust product inventory" is a PUT that adds a difference, and so not one of these.
+        "Adjust product inventory" is a PUT that adds a difference, and so not one of these. If
+        failures do not stop the batch, Ecwid tells only the last of its own tries.
         """
         if self.status == "NOT_EXECUTED":
             return True
@@ -826,7 +827,8 @@ class EcwidError(Exception):
     tickets      those of the batches at Ecwid whose responses are still to come, oldest first
     retry_after  seconds to wait before the next call, if Ecwid asked for a pause
     temporary    whether the same call may succeed later; it was tried again for `max_retry_time`
-    uncertain    whether Ecwid may have acted on the call all the same
+    uncertain    whether Ecwid may have acted on the last call to it all the same; what a job did
+                 before that is in `last_status` and `tickets`
     last_status  how far the batch or the job was; from `run` with the responses so far; or None
     """
 
@@ -2067,8 +2069,10 @@ class _Job(_Task):
         words = []
         if self.tickets():
             words.append(f"its batches go on, or have ended, at Ecwid: {', '.join(self.tickets())}")
-            if self._journal.path is not None or self._has_key:
+            if self._journal.path is not None:
                 words.append("the same call continues the job")
+            elif self._has_key:
+                words.append("the same call, within half an hour of the first, continues the job")
             else:
                 words.append("client.wait(ticket) has the responses")
         words += [

@@ -3089,7 +3089,7 @@ class Jobs(TestCase):
         key = {"deduplication_key": KEY}
         for leaving, options, words in (
             (leave, {}, "client.wait(ticket) has the responses"),
-            (leave, key, "the same call continues the job"),
+            (leave, key, "the same call, within half an hour of the first, continues the job"),
             (break_off, {}, "client.wait(ticket) has the responses"),
         ):
             gc.collect()  # what other tests have left of PyPy's garbage
