@@ -1265,7 +1265,7 @@ class _Task:
         return self.completed(error)
 
     def timed_out(self, reason: str = "") -> EcwidError:
-        message = f"store {self.store_id}: {self._timeout:g} s are over{reason}"
+        message = f"store {self.store_id}: {max(self._timeout or 0, 0):g} s are over{reason}"
         return self.completed(BatchTimeoutError(message, temporary=True))
 
 
@@ -2474,7 +2474,9 @@ class _Input:
         if wrong > len(named):
             named.append(f"and {_count(wrong - len(named), 'other')}")
         if wrong:
-            raise ValueError("\n  ".join(["nothing was sent, since FILE is wrong:", *named]))
+            raise ValueError(
+                "\n  ".join([f"nothing was sent, since {self._path} is wrong:", *named])
+            )
         self.is_left_over = self._path.endswith(".failed") or 0 < left_over == self.total
 
     def requests(self) -> Iterator[BatchRequest]:
@@ -2501,7 +2503,7 @@ class _Input:
 
     def _refuse_change(self, file: IO[bytes]) -> None:
         if self._state and self._state != _state_of(file):
-            raise ValueError("FILE has changed while the job ran; no more of it was sent")
+            raise ValueError(f"{self._path} has changed while the job ran; no more was sent")
 
 
 def _state_of(file: IO[bytes]) -> tuple[int, ...]:
