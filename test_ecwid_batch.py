@@ -1252,11 +1252,10 @@ class Check:
         fine = code == 200 and self.has_count(answer, "updateCount")
         self.tell("cancel", "200 and updateCount", [code, answer], fine)
         answer, status = self.end(ticket)
-        rows = [self.without_data(row) for row in answer.get("responses") or []]
-        failed = [row for row, response in zip(rows, status) if response.status == "FAILED"]
-        others = [row for row, response in zip(rows, status) if not response.ok]
-        seen = (failed or others)[:1] or f"{len(rows)} rows of calls that ran"
-        self.tell("rows of cancelled calls", "none, or no code", seen, not failed)
+        rows = zip(answer.get("responses") or [], status)
+        odd = [self.without_data(row) for row, response in rows if not response.ok]
+        fine = not any(response.status == "FAILED" for response in status)
+        self.tell("rows of cancelled calls", "none, or no code", odd[:1], fine)
         for name in ("delete", "delete again"):
             code, answer = self.ask("DELETE", "/batch", {"ticket": ticket, "ticketId": ticket})
             fine = code == 200 and self.has_count(answer, "deleteCount")
