@@ -1395,8 +1395,8 @@ class EcwidClient:
                            a batch. Its ticket is that of the batch; its counts are the requests
                            read so far, and done
         deduplication_key  a UUID for the whole job. The same call with the same key goes on, if it
-                           begins within half an hour of the first and comes to each batch within an
-                           hour of its first submission
+                           begins within half an hour of the first, and has submitted each batch
+                           within an hour of the first time
 
         The other arguments are those of `Batch`. By default the first request that is not known to
         have succeeded stops the job: a batch is submitted once the one before has succeeded. With
@@ -1422,7 +1422,7 @@ class EcwidClient:
 
         Submitting the same Batch again within the hour is safe: it returns the first ticket. Later
         it runs the requests again, since Ecwid has forgotten the batch's key. Under a key of your
-        own another process can do so, if it begins within half an hour.
+        own, which another process may use as well, that is so within half an hour of the first.
 
         Reference: "Create batch request".
         """
@@ -1964,9 +1964,7 @@ class _Job(_Task):
         if record is None:
             record = _Record.of_now(part.number, part.batch)
             self._write(record.line())
-        part.key_end = record.key_end()
-        if self._has_key and part.record is None:
-            part.key_end -= _HALF_HOUR  # an earlier call may have begun that long ago
+        part.key_end = self._journal.key_end(record)
         self._window.append(part)  # from here on it may be at Ecwid
         self._has_submitted = True
         try:
@@ -1985,7 +1983,8 @@ class _Job(_Task):
             self._count_done(part)
         else:
             responses = self._follow(part, part.ticket)
-        if self._journal.stopped is None:
+        is_old = part.record is not None and self._journal.has_ended
+        if self._journal.stopped is None and not is_old:
             reason = self._reason_to_stop(responses)
             if reason is not None:
                 self._write({"stopped": reason})
@@ -2179,9 +2178,10 @@ class _Journal:
     The file is made with the first submission, and locked while a job uses it. Without a path
     nothing is recorded.
 
-    key      that of the job
-    records  those of earlier calls: batch 1, batch 2, ...
-    stopped  why nothing more is submitted, or None
+    key        that of the job
+    records    those of earlier calls: batch 1, batch 2, ...
+    stopped    why nothing more is submitted, or None
+    has_ended  whether the command line had no more to do after the last record
     """
 
     def __init__(self, path: _Path | None, client: EcwidClient, key: str | None) -> None:
@@ -2189,6 +2189,7 @@ class _Journal:
         self.key = _checked_key(key)
         self.records: list[_Record] = []
         self.stopped: str | None = None
+        self.has_ended = False
         self._job = {"journal": _JOURNAL, "url": client.base_url, "store": client.store_id}
         if key is not None:
             self._job["key"] = self.key
@@ -2232,7 +2233,14 @@ class _Journal:
         """
         if self.stopped is not None or record.batch < len(self.records):
             return False
-        return 0 < record.key_end() - time.time() <= _KEY_LIFETIME
+        return 0 < self.key_end(record) - time.time() <= _KEY_LIFETIME
+
+    def key_end(self, record: _Record) -> float:
+        """Return the time of time.time() up to which a submission can be made again.
+
+        Under a key of the caller's own, another process may have made it half an hour before.
+        """
+        return record.key_end() - (_HALF_HOUR if "key" in self._job else 0.0)
 
     def differs(self, what: str) -> ValueError:
         return ValueError(
@@ -2271,7 +2279,8 @@ class _Journal:
 
     def _add(self, fields: dict[str, Any]) -> None:
         """Take in a line. Raises an error if it is not a journal's."""
-        if fields == {"ended": True}:  # written by the command line
+        if "ended" in fields:  # written by the command line
+            self.has_ended = True
             return
         if "stopped" in fields:
             self.stopped = fields["stopped"]
@@ -2283,6 +2292,7 @@ class _Journal:
         if not 1 <= record.size <= _MAX_REQUESTS or place < 0 or place not in (count - 1, count):
             raise ValueError
         self.records[place:] = [] if record.refused else [record]
+        self.has_ended = False
 
     def _check_job(self, header: dict[str, Any]) -> None:
         """Take over the job's key. Raises ValueError if the file is the journal of another job."""
@@ -2696,7 +2706,9 @@ class _Left:
     def _refuse_interrupted(self) -> None:
         """Raise ValueError if FILE.failed is itself a job that has begun and not ended."""
         journal = f"{self.failed}.journal"
-        if self.failed is not None and os.path.exists(journal) and os.path.getsize(journal):
+        if self.failed is None or _has_ended(journal):
+            return
+        if os.path.exists(journal) and os.path.getsize(journal):
             raise ValueError(
                 f"{self.failed} is a job that has not ended: first finish it with run "
                 f"{self.failed}, or remove {journal} to give it up"
@@ -2725,7 +2737,7 @@ class _Left:
 
     def finish(self, screen: _Screen) -> None:
         """Put FILE.failed in its place, then end the journal."""
-        if not self._has_ended():  # else what was in FILE.failed is somebody's work by now
+        if not _has_ended(self.journal):  # else what was in FILE.failed is somebody's work by now
             if not self._source.is_left_over:
                 self._refuse_interrupted()
             elif self._source.has_changed():
@@ -2736,13 +2748,6 @@ class _Left:
             self._put_in_place(screen)
         if self.journal is not None and os.path.exists(self.journal):
             self._end_journal(self.journal, screen)
-
-    def _has_ended(self) -> bool:
-        """Return whether an earlier call has put FILE.failed in its place."""
-        if self.journal is None or not os.path.exists(self.journal):
-            return False
-        with open(self.journal, "rb") as file:
-            return file.read().rstrip().endswith(_ENDED.rstrip())
 
     def _put_in_place(self, screen: _Screen) -> None:
         """Replace what is there; remove it if all succeeded."""
@@ -2790,6 +2795,14 @@ class _Left:
             with contextlib.suppress(OSError):
                 self._file.close()
             _remove(self._part)
+
+
+def _has_ended(journal: str | None) -> bool:
+    """Return whether a journal says that its FILE.failed has been put in its place."""
+    if journal is None or not os.path.exists(journal):
+        return False
+    with open(journal, "rb") as file:
+        return file.read().rstrip().endswith(_ENDED.rstrip())
 
 
 def _run(args: Any, screen: _Screen) -> int:

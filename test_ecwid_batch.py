@@ -3172,6 +3172,12 @@ class Jobs(TestCase):
                 clock.now = 1000 + 29 * 60
                 self.fails(lambda f=second, c=client: f(c, None), EcwidError)
                 self.assertLess(clock.now, 1000 + HOUR)
+                client.network.fault = lambda after: None
+                clock.now = 1000 + 79 * 60
+                if second is new_journal:  # the time that it told is over
+                    before = len(engine.ledger)
+                    second(client, None)
+                    self.assertEqual(len(engine.ledger), before)
 
     def test_the_same_call_under_the_same_key_goes_on(self):
         with virtual(latency=0.05) as (engine, client, clock):
@@ -4068,8 +4074,10 @@ class CommandLine(OnTheCommandLine):
         self.assertIn(
             "first finish it with run in.jsonl.failed, or remove in.jsonl.failed.jour", err
         )
-        self.file("", "in.jsonl.failed.journal")  # its job has ended, but somebody held the file
-        self.assertEqual(self.call("run", source)[0], 0)
+        for number, text in enumerate(("", '{"journal": ...}\n{"ended": true}\n')):  # has ended
+            self.file(text, "in.jsonl.failed.journal")
+            source = self.requests(creates(3, 30 + 10 * number))
+            self.assertEqual(self.call("run", source)[0], 0)
         # One that begins while this job runs is found before anything is overwritten.
         self.ecwid.script = fails_at(20)
         sync = os.fsync
@@ -4319,6 +4327,17 @@ class CommandLine(OnTheCommandLine):
         code, out, _ = self.call("run", source, "--continue-on-failure")
         self.assertEqual((code, len(out), self.left()), (1, 3, []))
         self.assertEqual(len(self.ecwid.ledger), 4)
+
+    def test_what_ecwid_has_forgotten_since_writes_no_failed_file_under_a_named_journal(self):
+        self.ecwid.script = fails_at(1)
+        for options in (("--continue-on-failure", "--group", "g"), ()):
+            self.ecwid.reset()
+            command = ("run", self.requests(creates(3, 10)), "--journal", "j", *options)
+            self.assertEqual(self.call(*command)[0], 0)
+            for faults in (["lost rows"] * 2, []):  # of the answers, when all comes again
+                self.ecwid.faults = faults
+                self.assertEqual((self.call(*command)[0], self.left()), (int(bool(faults)), ["j"]))
+            (self.here / "j").unlink()
 
     def test_an_empty_journal_stays_a_new_one_where_nothing_was_submitted(self):
         for source in ("", '{"method": "GET", "path": "/profile"}'):
