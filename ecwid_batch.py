@@ -1222,7 +1222,9 @@ class _Task:
             raise ValueError("timeout must be a number of seconds, not nan")
         self.store_id = store_id
         self.last = BatchStatus(ticket, "QUEUED", 0, 0, (), store_id)  # the last look
-        self.uncertain = False  # whether Ecwid may have acted on the call that is under way
+        # Whether Ecwid may have acted on the last call. It stays True when the call succeeds: an
+        # interruption just then, before the ticket is kept, must not say that nothing was sent.
+        self.uncertain = False
         self._timeout = timeout
         self._end = math.inf if timeout is None else time.monotonic() + timeout
 
@@ -2133,6 +2135,26 @@ def _append(file: IO[bytes], data: bytes) -> None:
     os.fsync(file.fileno())
 
 
+_ENDED = b'{"ended": true}\n'  # the last line when FILE.failed is in its place
+
+
+def _has_ended(path: str | None) -> bool:
+    """Return whether a journal says that its FILE.failed has been put in its place."""
+    if path is None or not os.path.exists(path):
+        return False
+    with open(path, "rb") as file:
+        return file.read().rstrip().endswith(_ENDED.rstrip())
+
+
+def _mark_ended(file: IO[bytes]) -> None:
+    """Say so, in a journal that has anything. Raises OSError if that cannot be done."""
+    file.seek(0)
+    text = file.read()
+    if text and not text.endswith(_ENDED):
+        line_end = b"" if text.endswith(b"\n") else b"\n"  # an editor has taken it away
+        _append(file, line_end + _ENDED)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Record:
     """What the journal has of a batch."""
@@ -2233,7 +2255,8 @@ class _Journal:
         """
         if self.stopped is not None or record.batch < len(self.records):
             return False
-        return 0 < self.key_end(record) - time.time() <= _KEY_LIFETIME
+        is_from_the_future = record.key_end() > time.time() + _KEY_LIFETIME
+        return time.time() < self.key_end(record) and not is_from_the_future
 
     def key_end(self, record: _Record) -> float:
         """Return the time of time.time() up to which a submission can be made again.
@@ -2309,7 +2332,6 @@ class _Journal:
 
 _MAX_LINE = 16 * 1024 * 1024  # bytes of one line of FILE
 _MOST_NAMED = 10  # wrong lines of FILE
-_ENDED = b'{"ended": true}\n'  # the last line of a journal when FILE.failed is in its place
 
 _DESCRIPTION = """\
 Run batches of Ecwid REST calls. The store and its token are read from the
@@ -2762,6 +2784,7 @@ class _Left:
             os.fsync(self._file.fileno())
             self._file.close()
             _patiently(os.replace, self._part, self.failed)
+            self._file = None  # from here on the name is that of the next job
         screen.say(f"what did not succeed is in {self.failed}: mend it there and run that")
 
     def _end_journal(self, path: str, screen: _Screen) -> None:
@@ -2771,23 +2794,22 @@ class _Left:
         """
         try:
             with contextlib.closing(_open_journal(path)) as file:
-                file.seek(0)
-                text = file.read()
-                if text and not text.endswith(_ENDED):
-                    line_end = b"" if text.endswith(b"\n") else b"\n"  # an editor has taken it away
-                    _append(file, line_end + _ENDED)
                 if self._keeps_journal:
+                    _mark_ended(file)
                     return
                 try:
+                    with contextlib.suppress(OSError):  # a full disk can still remove it
+                        _mark_ended(file)
                     os.unlink(path)  # under the lock: later it may be that of the next job
                     return
                 except OSError:  # on Windows, since it is open
                     file.truncate(0)
             _remove(path)
         except (OSError, EcwidError) as error:
-            screen.say(
-                f"the job has ended, but its journal is still there: remove {path} ({error})"
-            )
+            words = f"its journal is still there: remove {path}"
+            if self._keeps_journal:
+                words = f"{path} does not say so: the same command would write FILE.failed again"
+            screen.say(f"the job has ended, but {words} ({error})")
 
     def close(self) -> None:
         """Remove what has not been put in its place."""
@@ -2795,14 +2817,6 @@ class _Left:
             with contextlib.suppress(OSError):
                 self._file.close()
             _remove(self._part)
-
-
-def _has_ended(journal: str | None) -> bool:
-    """Return whether a journal says that its FILE.failed has been put in its place."""
-    if journal is None or not os.path.exists(journal):
-        return False
-    with open(journal, "rb") as file:
-        return file.read().rstrip().endswith(_ENDED.rstrip())
 
 
 def _run(args: Any, screen: _Screen) -> int:

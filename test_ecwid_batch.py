@@ -3401,15 +3401,18 @@ class Journals(TestCase):
                 self.assertEqual(len(self.lines()), 3)
 
     def test_a_submission_from_the_future_is_not_repeated(self):
-        with virtual() as (engine, client, clock):
-            client.network.fault = lambda after: Retries.throw(Killed()) if after else None
-            with contextlib.suppress(Killed):
-                self.run_all(client, creates(5))
-            client.network.fault = lambda after: None
-            clock.now += 70 * 60
-            clock.suspended -= 100 * 60
-            self.assertEqual({r.status for r in self.run_all(client, creates(5))}, {"UNKNOWN"})
-            self.assertEqual(ran(engine), skus(5))
+        for key, later, back in ((None, 70, 100), (None, 0, 20), (KEY, 0, 20)):
+            self.setUp()
+            with virtual() as (engine, client, clock):
+                options = {"deduplication_key": key, "stop_on_first_failure": False}
+                client.network.fault = lambda after: Retries.throw(Killed()) if after else None
+                with contextlib.suppress(Killed):
+                    self.run_all(client, creates(5), **options)
+                client.network.fault = lambda after: None
+                clock.now += 60 * later
+                clock.suspended -= 60 * back
+                states = {r.status for r in self.run_all(client, creates(5), **options)}
+                self.assertEqual((states, ran(engine)), ({"UNKNOWN"}, skus(5)))
 
     def test_a_stream_that_nobody_reads_holds_no_lock(self):
         with virtual() as (engine, client, clock):
@@ -4338,6 +4341,21 @@ class CommandLine(OnTheCommandLine):
                 self.ecwid.faults = faults
                 self.assertEqual((self.call(*command)[0], self.left()), (int(bool(faults)), ["j"]))
             (self.here / "j").unlink()
+
+    def test_a_full_disk_at_the_end_keeps_no_journal_that_can_be_removed(self):
+        append = ecwid_batch._append
+
+        def full(file, data):
+            if b"ended" in data:
+                raise OSError("the disk may be full")
+            append(file, data)
+
+        for options, left in (((), []), (("--journal", "j"), ["j"])):
+            with mock.patch("ecwid_batch._append", full):
+                code, _, err = self.call("run", self.requests(gets(2)), *options)
+            self.assertEqual((code, self.left()), (0, left))
+            self.assertEqual("j does not say so: the same command would" in err, bool(left), err)
+            self.assertNotIn("remove", err)
 
     def test_an_empty_journal_stays_a_new_one_where_nothing_was_submitted(self):
         for source in ("", '{"method": "GET", "path": "/profile"}'):
