@@ -1896,7 +1896,6 @@ class _Job(_Task):
         self._client = client
         self._on_progress = on_progress
         self._journal = _Journal(journal, client, deduplication_key)
-        self._has_key = deduplication_key is not None
         self._parts = _Parts(requests, batch_size, options, self._journal)
         self._window: collections.deque[_Part] = collections.deque()  # not all handed over yet
         self._done = 0  # requests of batches that have finished
@@ -2050,7 +2049,7 @@ class _Job(_Task):
 
     def settled_by(self, key_end: float) -> str:
         how = "look at the shop (with a journal the same call would settle it)"
-        if self._has_key:
+        if self._journal.has_own_key:
             how = "call again within half an hour of the first call"
         if self._journal.path is not None:
             how = f"call again before {_utc(key_end)}, or its requests are UNKNOWN"
@@ -2072,7 +2071,7 @@ class _Job(_Task):
             words.append(f"its batches go on, or have ended, at Ecwid: {', '.join(self.tickets())}")
             if self._journal.path is not None:
                 words.append("the same call continues the job")
-            elif self._has_key:
+            elif self._journal.has_own_key:
                 words.append("the same call, within half an hour of the first, continues the job")
             else:
                 words.append("client.wait(ticket) has the responses")
@@ -2200,7 +2199,7 @@ class _Journal:
     The file is made with the first submission, and locked while a job uses it. Without a path
     nothing is recorded.
 
-    key        that of the job
+    key        that of the job; `has_own_key` says whether it is the caller's own
     records    those of earlier calls: batch 1, batch 2, ...
     stopped    why nothing more is submitted, or None
     has_ended  whether the command line had no more to do after the last record
@@ -2209,6 +2208,7 @@ class _Journal:
     def __init__(self, path: _Path | None, client: EcwidClient, key: str | None) -> None:
         self.path = None if path is None else os.fspath(path)
         self.key = _checked_key(key)
+        self.has_own_key = key is not None
         self.records: list[_Record] = []
         self.stopped: str | None = None
         self.has_ended = False
@@ -2263,7 +2263,9 @@ class _Journal:
 
         Under a key of the caller's own, another process may have made it half an hour before.
         """
-        return record.key_end() - (_HALF_HOUR if "key" in self._job else 0.0)
+        if self.has_own_key:
+            return record.key_end() - _HALF_HOUR
+        return record.key_end()
 
     def differs(self, what: str) -> ValueError:
         return ValueError(
